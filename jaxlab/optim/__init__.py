@@ -1,0 +1,1 @@
+"""Optimisers and token-clocked schedules, each usable alone with optax."""

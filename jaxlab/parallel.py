@@ -1,0 +1,116 @@
+"""Where arrays live: the mesh, the table from parameter paths to mesh axes, and arrays built device by device."""
+
+import ctypes
+import re
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxlab.config import InputError
+
+AXES = ("replica", "data", "tensor")
+
+# (parameter path, mesh axis of each of its own dimensions); first match wins, every parameter must match. `fsdp` is
+# the data axis, or nothing when mesh.fsdp is off. Stacked layers and replicas add their axes in front.
+RULES = (
+    (r"(^|/)(embedding|position_embedding)$", ("tensor", "fsdp")),
+    (r"(^|/)head$", ("fsdp", "tensor")),
+    (r"(query|key|value|up|gate)/kernel$", ("fsdp", "tensor")),
+    (r"(out|down)/kernel$", ("tensor", "fsdp")),
+    (r"(query|key|value|up|gate)/bias$", ("tensor",)),
+    (r"(out|down)/bias$", (None,)),
+    (r"norm/(scale|bias)$", (None,)),
+    (r"(^|/)count$", ()),
+)
+
+
+def mesh(replica: int, data: int, tensor: int) -> Mesh:
+    """Mesh of all devices, or of the first replica * data * tensor; data = -1 takes what is left.
+
+    Raises InputError where the devices do not suffice or do not divide.
+    """
+    available = jax.device_count()
+    if data == -1:
+        data = available // (replica * tensor)
+        if data * replica * tensor != available or not data:
+            raise InputError(f"mesh.replica={replica} x mesh.tensor={tensor}: must divide the {available} devices")
+    needed = replica * data * tensor
+    if needed > available or data < 1:
+        raise InputError(f"mesh {replica} x {data} x {tensor}: needs {needed} devices, {available} available")
+    devices = jax.devices()[:needed] if needed < available else None
+    return jax.make_mesh((replica, data, tensor), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+
+
+def batch_axes(mesh: Mesh, replicas: int):
+    """Mesh axes of (the replica axis, the sequences of one replica): with one replica both axes carry its data."""
+    return ("replica", "data") if replicas > 1 else (None, ("replica", "data"))
+
+
+def path_name(path) -> str:
+    """'opt_state/1/mu/blocks/ffn/up/kernel' from a tree path."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def state_shardings(tree, mesh: Mesh, *, replicas: int, fsdp: bool):
+    """NamedSharding of every leaf of a training state whose leaves all have a leading replica axis.
+
+    Raises InputError for a leaf that no rule matches or that its mesh axes do not divide.
+    """
+    first = batch_axes(mesh, replicas)[0]
+
+    def sharding(path, leaf):
+        name = path_name(path)
+        own = next((axes for pattern, axes in RULES if re.search(pattern, name)), None)
+        if own is None:
+            raise InputError(f"parameter {name}: no sharding rule matches")
+        own = tuple((("data" if fsdp else None) if a == "fsdp" else a) for a in own)
+        spec = (first, *(None,) * (leaf.ndim - 1 - len(own)), *own)
+        for size, axis in zip(leaf.shape, spec, strict=True):
+            if axis and size % mesh.shape[axis]:
+                raise InputError(
+                    f"mesh.{axis}={mesh.shape[axis]}: does not divide parameter {name} of shape {leaf.shape[1:]}"
+                )
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def table(shardings) -> list[tuple[str, str]]:
+    """(path, spec) of every leaf, for a person to read."""
+    return [(path_name(p), str(tuple(s.spec))) for p, s in jax.tree_util.tree_leaves_with_path(shardings)]
+
+
+def constrainer(mesh: Mesh, replicas: int) -> Callable:
+    """Pins [b, ...] activations of one replica to the batch axes; without it a compiler may compute every sequence on
+    every device, which only per-device shapes show."""
+    axes = batch_axes(mesh, replicas)[1]
+
+    def constrain(x):
+        spec = PartitionSpec(axes, *(None,) * (x.ndim - 1))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    return constrain
+
+
+def global_array(shape, sharding: NamedSharding, read: Callable[[tuple], np.ndarray]) -> jax.Array:
+    """Global array of which this process reads only its devices' parts: read(index) -> that slice."""
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_callback(shape, sharding, read)
+
+
+def replicated(mesh: Mesh, value) -> jax.Array:
+    """A small host array on every device."""
+    value = np.asarray(value)
+    return global_array(value.shape, NamedSharding(mesh, PartitionSpec()), lambda index: value[index])
+
+
+def keep_host_memory() -> None:
+    """Has glibc keep freed memory for the process instead of returning it: on CPU, XLA's temporaries are otherwise
+    mapped and page-faulted anew in every step. A no-op on other C libraries."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        m_trim_threshold, m_mmap_max = -1, -4
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)

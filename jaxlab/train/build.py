@@ -1,0 +1,235 @@
+"""From a config to the functions of a run: the only place that knows what the keys of the config mean."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from jaxlab import parallel
+from jaxlab.config import InputError, check
+from jaxlab.data.order import Sequences, Validation
+from jaxlab.data.store import TokenStore, open_store
+from jaxlab.evaluate.loss import evaluate, evaluator
+from jaxlab.model import attention
+from jaxlab.model.decoder import Decoder
+from jaxlab.model.loss import cross_entropy
+from jaxlab.optim.inner import adamw
+from jaxlab.optim.schedules import schedule
+from jaxlab.train.plan import Call, calls
+from jaxlab.train.state import Clock, State
+from jaxlab.train.step import inner_steps
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run ready to start: pure functions of state, and the data they are fed."""
+
+    config: ConfigDict
+    mesh: Mesh
+    store: TokenStore
+    train: Sequences
+    validation: Validation
+    model: Decoder
+    loss_fn: Callable  # (params, tokens [b, L+1]) -> (objective, sums)
+    shardings: State  # NamedSharding of every leaf of the state
+    init: Callable  # () -> State, jitted
+    inner_steps: Callable  # (State, batches, hypers, count) -> (State, metrics), jitted, State donated
+
+    @cached_property
+    def microbatch(self) -> tuple[int, int]:
+        """(k, b): micro-batches a step, sequences in each, for one replica."""
+        b = self.config.batch
+        sequences = b.tokens // b.context // self.config.replicas
+        per_micro = b.micro_tokens // b.context or sequences
+        return sequences // per_micro, per_micro
+
+    def calls(self, clock: Clock) -> Iterator[Call]:
+        """The compiled calls that are left from `clock` to the end of the run."""
+        c = self.config
+        return calls(
+            clock,
+            total_tokens=c.tokens,
+            context=c.batch.context,
+            batch_tokens=c.batch.tokens,
+            hypers=hypers(c),
+            steps_per_call=c.compute.steps_per_call,
+            stops=(c.evaluate.every_tokens, c.checkpoint.every_tokens),
+        )
+
+    def arguments(self, call: Call) -> tuple:
+        """Device arrays (batches, hypers, count) of a call; each device's part of the batch is read by its own process."""
+        n, m, (k, b), length = self.config.compute.steps_per_call, self.config.replicas, self.microbatch, self.train.context
+        positions = call.start.sequences + np.arange(n * call.sequences).reshape(n, m, k, b)
+
+        def read(index):
+            part = positions[index[:-1]]
+            tokens = np.full((part.size, length + 1), -1, np.int32)
+            wanted = part.ravel() < call.end.sequences
+            tokens[wanted] = self.train.read(part.ravel()[wanted])
+            return tokens.reshape(*part.shape, length + 1)
+
+        batches = parallel.global_array((n, m, k, b, length + 1), self.batch_sharding, read)
+        padded = {name: np.float32(v + [0.0] * (n - len(v))) for name, v in call.hypers.items()}
+        put = partial(parallel.replicated, self.mesh)
+        return batches, jax.tree.map(put, padded), put(np.int32(call.count))
+
+    @cached_property
+    def batch_sharding(self) -> NamedSharding:
+        replica, batch = parallel.batch_axes(self.mesh, self.config.replicas)
+        return NamedSharding(self.mesh, PartitionSpec(None, replica, None, batch, None))
+
+    def abstract_state(self) -> State:
+        """Shapes, dtypes and shardings of the state, without its arrays."""
+        shapes = jax.eval_shape(self.init)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings
+        )
+
+    @cached_property
+    def compiled(self):
+        """The compiled inner steps, with their memory analysis."""
+        c, (k, b) = self.config, self.microbatch
+        n, rep = c.compute.steps_per_call, NamedSharding(self.mesh, PartitionSpec())
+        state = self.abstract_state()
+        shape = (n, c.replicas, k, b, self.train.context + 1)
+        batches = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.batch_sharding)
+        hyper = jax.ShapeDtypeStruct((n,), jnp.float32, sharding=rep)
+        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=rep)
+        return self.inner_steps.lower(state, batches, {"lr": hyper, "decay": hyper}, count).compile()
+
+    @cached_property
+    def _evaluate_batch(self):
+        return jax.jit(evaluator(self.loss_fn))
+
+    def evaluate(self, state: State) -> dict:
+        """Loss and bits per byte of the state's parameters on the validation split (evaluate.loss)."""
+        c, b = self.config, self.microbatch[1]
+        sharding = NamedSharding(self.mesh, PartitionSpec(parallel.batch_axes(self.mesh, c.replicas)[1], None))
+
+        def put(positions):
+            shape = (len(positions), self.validation.context + 1)
+            return parallel.global_array(shape, sharding, lambda i: self.validation.read(positions[i[0]]))
+
+        wanted = -(-c.evaluate.tokens // self.validation.context) or self.validation.num_sequences
+        sequences = min(wanted, self.validation.num_sequences)
+        return evaluate(
+            self._evaluate_batch, state.params, self.validation, put, sequences=sequences, batch_sequences=b
+        )
+
+
+def build(config: ConfigDict) -> Run:
+    """Checks the config against itself, the devices and the token store (InputError), and assembles the run."""
+    check(config)
+    mesh = parallel.mesh(config.mesh.replica, config.mesh.data, config.mesh.tensor)
+    _check_batch(config, mesh)
+    store = open_store(config.data.store)
+    _check_store(config, store)
+    c = FrozenConfigDict(config.model.to_dict() | {"vocab_size": vocabulary(config, store)})
+    model = decoder(c, config.compute, mesh, config.replicas)
+    optimiser = adamw(**{k: config.optim[k] for k in ("b1", "b2", "eps", "clip", "decay_mask")})
+    loss_fn = objective(model, config.compute.loss_chunk)
+    init = initial_state(model, optimiser, seed=config.seed, replicas=config.replicas)
+    shardings = parallel.state_shardings(
+        jax.eval_shape(init), mesh, replicas=config.replicas, fsdp=config.mesh.fsdp
+    )
+    steps = inner_steps(loss_fn, optimiser, spmd_axis_name=parallel.batch_axes(mesh, config.replicas)[0])
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return Run(
+        config=config,
+        mesh=mesh,
+        store=store,
+        train=Sequences(store.split("train"), config.batch.context, config.seed),
+        validation=Validation(store.split("validation"), config.batch.context),
+        model=model,
+        loss_fn=loss_fn,
+        shardings=shardings,
+        init=jax.jit(init, out_shardings=shardings),
+        inner_steps=jax.jit(steps, donate_argnums=0, out_shardings=(shardings, replicated)),
+    )
+
+
+def decoder(c: FrozenConfigDict, compute: ConfigDict, mesh: Mesh, replicas: int) -> Decoder:
+    """The decoder as this platform runs it best, unless config.compute says otherwise."""
+    platform = mesh.devices.flat[0].platform
+    on_cpu = platform == "cpu"
+    dtype = ("float32" if on_cpu else "bfloat16") if compute.dtype == "auto" else compute.dtype
+    scan = not on_cpu if compute.layers == "auto" else compute.layers == "scan"
+    kernels = {"plain": attention.plain, "chunked": attention.chunked}
+    kernels |= {name: attention.fused(name) for name in ("xla", "cudnn")}
+    best = {"cpu": "chunked", "gpu": "cudnn" if dtype == "bfloat16" else "xla"}.get(platform, "xla")
+    return Decoder(
+        c,
+        dtype=jnp.dtype(dtype),
+        scan=scan,
+        remat=compute.remat,
+        kernel=kernels[best if compute.attention == "auto" else compute.attention],
+        constrain=parallel.constrainer(mesh, replicas),
+    )
+
+
+def objective(model: Decoder, chunk: int) -> Callable:
+    """loss_fn(params, tokens [b, L+1]) -> (objective summed over tokens, sums): next-token prediction. Negative ids
+    are padding: never a target, and the embedding of id 0 as an input."""
+
+    def loss_fn(params, tokens):
+        inputs, targets = jnp.maximum(tokens[:, :-1], 0), tokens[:, 1:]
+        hidden, head = model.apply({"params": params}, inputs, method="features")
+        return cross_entropy(hidden, head, targets, chunk=chunk, z_loss=model.c.z_loss)
+
+    return loss_fn
+
+
+def initial_state(model: Decoder, optimiser, *, seed: int, replicas: int) -> Callable:
+    """() -> State; all replicas start from the same parameters."""
+
+    def init():
+        params = model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+        state = State(params, optimiser.init(params))
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (replicas, *x.shape)), state)
+
+    return init
+
+
+def hypers(config: ConfigDict) -> Callable[[float], dict[str, float]]:
+    """tokens -> {"lr", "decay"} of a step centred there; decay is the share by which weights shrink in the step."""
+    s, o = config.schedule, config.optim
+    options = {k: s[k] for k in ("warmup_tokens", "final_fraction", "decay_tokens", "decay_shape")}
+    fraction = schedule(s.name, total_tokens=config.tokens, **options)
+
+    def at(tokens):
+        lr = s.peak_lr * fraction(tokens)
+        return {"lr": lr, "decay": o.weight_decay * (lr if o.decay == "coupled" else 1.0)}
+
+    return at
+
+
+def vocabulary(config: ConfigDict, store: TokenStore) -> int:
+    """config.model.vocab_size, or the tokenizer's where that is 0; larger is padding, smaller an InputError."""
+    wanted, needed = config.model.vocab_size, store.meta["vocab_size"]
+    if wanted and wanted < needed:
+        raise InputError(f"model.vocab_size={wanted}: the tokens of {config.data.store} need at least {needed}")
+    return wanted or needed
+
+
+def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    b, replicas = config.batch, config.replicas
+    share = mesh.shape["data"] * (1 if replicas > 1 else mesh.shape["replica"])
+    sequences = (b.micro_tokens or b.tokens // replicas) // b.context
+    if sequences % share:
+        raise InputError(
+            f"batch.tokens={b.tokens}: a micro-batch has {sequences} sequences a replica, which the {share} devices "
+            f"of the mesh's batch axes do not divide"
+        )
+
+
+def _check_store(config: ConfigDict, store: TokenStore) -> None:
+    for key in ("source", "tokenizer"):
+        if config.data[key] != store.meta[key]:
+            raise InputError(
+                f"data.{key}={config.data[key]}: the store {config.data.store} was made with {store.meta[key]}"
+            )

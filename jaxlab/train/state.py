@@ -1,0 +1,32 @@
+"""What a run carries from step to step: arrays on the devices, integers on the host."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class State(NamedTuple):
+    """Every leaf has a leading replica axis M. Data-parallel training is M = 1."""
+
+    params: Any
+    opt_state: Any
+
+
+class Clock(NamedTuple):
+    """Where a run stands, in exact Python integers; the position in the data is `sequences`."""
+
+    tokens: int = 0
+    sequences: int = 0
+    steps: int = 0
+
+
+def fingerprint(tree) -> jax.Array:
+    """uint32 [leaves]: for each leaf the sum of its bits modulo 2^32, whatever the sharding: a change of any one element shows."""
+
+    def bits(x):
+        width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+        return jnp.sum(lax.bitcast_convert_type(x, width).astype(jnp.uint32), dtype=jnp.uint32)
+
+    return jnp.stack([bits(leaf) for leaf in jax.tree.leaves(tree)])

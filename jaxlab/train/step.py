@@ -1,0 +1,67 @@
+"""The compiled training step: gradients summed over micro-batches, one optimiser update, mapped over replicas."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxlab.train.state import State
+
+
+def inner_steps(loss_fn: Callable, optimiser, *, spmd_axis_name: str | None = None) -> Callable:
+    """steps(state, batches, hypers, count) -> (state, metrics): `count` optimiser steps on every replica.
+
+    loss_fn(params, tokens [b, L+1]) -> (objective summed over tokens, sums with at least "nll" and "tokens").
+    batches [n, M, k, b, L+1] int32: n steps, M replicas, k micro-batches of b sequences.
+    hypers {"lr", "decay"}: float32 [n]. count: int32 <= n, traced: a remainder runs the same program.
+    metrics: float32 [n] each, of the average replica; entries from count on are zero.
+    """
+
+    def step(params, opt_state, batch, hypers):
+        grads, sums = accumulate(loss_fn, params, batch)
+        grads = jax.tree.map(lambda g: g / sums["tokens"], grads)
+        updates, opt_state = optimiser.update(grads, opt_state, params, **hypers)
+        metrics = {
+            "loss": sums["nll"] / sums["tokens"],
+            "z": sums["z"] / sums["tokens"],
+            "grad_norm": optax.global_norm(grads),
+        }
+        return optax.apply_updates(params, updates), opt_state, metrics
+
+    every_replica = jax.vmap(step, in_axes=(0, 0, 0, None), spmd_axis_name=spmd_axis_name)
+
+    def one(state, batch, hypers):
+        params, opt_state, metrics = every_replica(*state, batch, hypers)
+        return State(params, opt_state), jax.tree.map(jnp.mean, metrics)
+
+    def steps(state, batches, hypers, count):
+        n = batches.shape[0]
+        if n == 1:  # no loop in the program: on CPU it would cost a tenth
+            state, metrics = one(state, batches[0], jax.tree.map(lambda h: h[0], hypers))
+            return state, jax.tree.map(lambda m: m[None], metrics)
+
+        def body(i, carry):
+            state, metrics = carry
+            state, new = one(state, batches[i], jax.tree.map(lambda h: h[i], hypers))
+            return state, jax.tree.map(lambda all_, m: all_.at[i].set(m), metrics, new)
+
+        shapes = jax.eval_shape(one, state, batches[0], jax.tree.map(lambda h: h[0], hypers))[1]
+        return lax.fori_loop(0, count, body, (state, jax.tree.map(lambda m: jnp.zeros((n,), m.dtype), shapes)))
+
+    return steps
+
+
+def accumulate(loss_fn: Callable, params, batch):
+    """Gradient of the summed objective and the sums, over micro-batches [k, b, L+1]: weighted by tokens by
+    construction, since sums are divided by all tokens only once. float32 accumulators exist only if k > 1."""
+
+    def gradient(tokens):
+        grads, sums = jax.grad(loss_fn, has_aux=True)(params, tokens)
+        return grads, sums
+
+    if batch.shape[0] == 1:
+        return gradient(batch[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, batch[0]))
+    return lax.scan(lambda total, tokens: (jax.tree.map(jnp.add, total, gradient(tokens)), None), zeros, batch)[0]

@@ -1,0 +1,38 @@
+"""Trains a model: python -m launch.train --config=configs/demo.py --workdir=runs/demo [--config.tokens=4000000 ...]"""
+
+import sys
+
+from absl import flags
+
+from launch import entry
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, metrics, figure")
+_RULES = flags.DEFINE_bool("print_sharding", False, "print where every parameter lives, and exit")
+flags.mark_flag_as_required("workdir")
+
+
+def main(config, console) -> int:
+    from jaxlab import parallel  # a second of imports, after the flags have been read
+    from jaxlab.train.build import build
+    from jaxlab.train.loop import NonFinite, train
+
+    parallel.keep_host_memory()
+    run = build(config)
+    if _RULES.value:
+        for path, spec in parallel.table(run.shardings):
+            console.print(f"{path:50s} {spec}", highlight=False)
+        return 0
+    try:
+        result = train(run, _WORKDIR.value, console)
+    except NonFinite as error:
+        print(f"error: {error}; what was saved before is kept in {_WORKDIR.value}/checkpoints", file=sys.stderr)
+        return 1
+    if result:
+        console.print(f"{_WORKDIR.value}/curves.png, metrics.jsonl, result.json; {result['seconds']:,.0f} s of training")
+        console.print(f"validation {result['loss']:.4f} nats/token")
+        console.print(f"{result['bits_per_byte']:.2f} bits/byte")
+    return 0
+
+
+if __name__ == "__main__":
+    entry.run(main)

@@ -1,0 +1,55 @@
+"""The launcher: one table or one line, never a traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+    data = {{"source": "files:{folder}/*.txt", "tokenizer": "bytes", "store": "{folder}/store"}}
+    return ConfigDict({{"data": data | {{"archives": "", "tfds_dir": "", "validation_fraction": 0.5}}}})
+"""
+
+
+@pytest.fixture
+def launch(tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG.format(folder=tmp_path))
+    for name in "abcd":
+        (tmp_path / f"{name}.txt").write_text(name * 10)
+
+    def run(*flags):
+        command = [sys.executable, "launch/prepare.py", f"--config={tmp_path}/config.py", *flags]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+    return run
+
+
+def test_prepares_once_and_reports(launch):
+    first = launch()
+    assert first.returncode == 0, first.stderr
+    for text in ("documents", "bytes/token", "0.909", "licence", "corpus_sha256"):  # 10 bytes, 11 tokens
+        assert text in first.stdout
+    assert "already complete" not in first.stdout
+    assert "already complete" in launch().stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.data.source=wiki", "data.source='wiki' is unknown; allowed: news"),
+        ("--config.data.tokenizer=words", "data.tokenizer='words' is unknown; allowed: bytes"),
+        ("--config.data.validation_fraction=1.5", "data.validation_fraction=1.5"),
+        ("--config.data.store=/proc/nowhere/store", "data.store: cannot write"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(launch, tmp_path, flag, message):
+    result = launch(flag)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "store").exists()
