@@ -1,7 +1,7 @@
 """A small decoder learns modern English from news text.
 
-    python -m launch.prepare --config=configs/demo.py
-    python -m launch.train --config=configs/demo.py --workdir=runs/demo
+python -m launch.prepare --config=configs/demo.py
+python -m launch.train --config=configs/demo.py --workdir=runs/demo
 """
 
 from jaxlab.config import default

@@ -9,6 +9,7 @@ from rich.table import Table
 from jaxlab.data.prepare import prepare
 from launch import entry
 
+
 def prepare_with_progress(data, console: Console) -> tuple[dict, bool]:
     """Runs `prepare` on config.data under a progress line: the meta data, and whether anything was to do."""
     columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]

@@ -28,7 +28,9 @@ def main(config, console) -> int:
         print(f"error: {error}; what was saved before is kept in {_WORKDIR.value}/checkpoints", file=sys.stderr)
         return 1
     if result:
-        console.print(f"{_WORKDIR.value}/curves.png, metrics.jsonl, result.json; {result['seconds']:,.0f} s of training")
+        console.print(
+            f"{_WORKDIR.value}/curves.png, metrics.jsonl, result.json; {result['seconds']:,.0f} s of training"
+        )
         console.print(f"validation {result['loss']:.4f} nats/token")
         console.print(f"{result['bits_per_byte']:.2f} bits/byte")
     return 0

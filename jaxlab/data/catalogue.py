@@ -72,6 +72,4 @@ def _records(builder: Any, split: str) -> Iterator[dict]:
             for record in grain.experimental.TFRecordIterDataset(str(path)):
                 yield features.deserialize_example_np(record)
     else:
-        raise InputError(
-            f"tfds:{builder.info.full_name} is stored as {file_format}; allowed: array_record, tfrecord"
-        )
+        raise InputError(f"tfds:{builder.info.full_name} is stored as {file_format}; allowed: array_record, tfrecord")

@@ -63,7 +63,12 @@ class Run:
 
     def arguments(self, call: Call) -> tuple:
         """Device arrays (batches, hypers, count) of a call; each device's part of the batch is read by its own process."""
-        n, m, (k, b), length = self.config.compute.steps_per_call, self.config.replicas, self.microbatch, self.train.context
+        n, m, (k, b), length = (
+            self.config.compute.steps_per_call,
+            self.config.replicas,
+            self.microbatch,
+            self.train.context,
+        )
         positions = call.start.sequences + np.arange(n * call.sequences).reshape(n, m, k, b)
 
         def read(index):
@@ -86,9 +91,7 @@ class Run:
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the state, without its arrays."""
         shapes = jax.eval_shape(self.init)
-        return jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings
-        )
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings)
 
     @cached_property
     def compiled(self):
@@ -134,9 +137,7 @@ def build(config: ConfigDict) -> Run:
     optimiser = adamw(**{k: config.optim[k] for k in ("b1", "b2", "eps", "clip", "decay_mask")})
     loss_fn = objective(model, config.compute.loss_chunk)
     init = initial_state(model, optimiser, seed=config.seed, replicas=config.replicas)
-    shardings = parallel.state_shardings(
-        jax.eval_shape(init), mesh, replicas=config.replicas, fsdp=config.mesh.fsdp
-    )
+    shardings = parallel.state_shardings(jax.eval_shape(init), mesh, replicas=config.replicas, fsdp=config.mesh.fsdp)
     steps = inner_steps(loss_fn, optimiser, spmd_axis_name=parallel.batch_axes(mesh, config.replicas)[0])
     replicated = NamedSharding(mesh, PartitionSpec())
     return Run(

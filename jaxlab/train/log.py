@@ -19,7 +19,12 @@ class Log:
         self._file = self.path.open("a", buffering=1)
         self._console, self._total = console, total_tokens
         self._events = _events(workdir, start_tokens) if tensorboard else None
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+        )
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("training", total=total_tokens, completed=start_tokens, status="")
         self._last_line = time.monotonic()

@@ -36,6 +36,7 @@ def tar_bytes(members: dict[str, bytes]) -> bytes:
 
 ROWS = b'{"text": "first", "n": 1}\n\n{"text": "third \\u00e9"}\n'
 
+
 def zstd(data: bytes) -> bytes:
     return pyarrow.compress(data, "zstd", asbytes=True)
 
