@@ -123,7 +123,7 @@ def default() -> ConfigDict:
 
 
 def check(config: ConfigDict) -> None:
-    """Raises InputError for the first key whose value cannot work. Looks at the config alone, not at devices or data."""
+    """Raises InputError for the first key whose value cannot work; looks at the config alone, at no devices or data."""
     for key, allowed in CHOICES.items():
         if get(config, key) not in allowed:
             raise InputError(f"{key}={get(config, key)!r}: must be one of {', '.join(allowed)}")

@@ -26,21 +26,35 @@ RULES = (
 )
 
 
-def mesh(replica: int, data: int, tensor: int) -> Mesh:
-    """Mesh of all devices, or of the first replica * data * tensor; data = -1 takes what is left.
+def start(processes: str) -> None:
+    """Joins the processes of one run, before anything else touches a device.
 
-    Raises InputError where the devices do not suffice or do not divide.
+    processes: "" for a single process; "auto" where the cluster tells who is who (Cloud TPU pods, Slurm, GKE);
+    "HOST:PORT,INDEX,COUNT" elsewhere, with the address of process 0. Raises InputError for anything else.
     """
-    available = jax.device_count()
+    if processes == "auto":
+        jax.distributed.initialize()
+    elif processes:
+        match = re.fullmatch(r"(\S+:\d+),(\d+),(\d+)", processes)
+        if not match or int(match[2]) >= int(match[3]):
+            raise InputError(f"processes={processes!r}: must be auto, or HOST:PORT,INDEX,COUNT with INDEX below COUNT")
+        jax.distributed.initialize(match[1], process_id=int(match[2]), num_processes=int(match[3]))
+
+
+def mesh(replica: int, data: int, tensor: int, devices: list | None = None) -> Mesh:
+    """Mesh of the devices (default: all of jax.devices()), or of the first replica * data * tensor of them.
+
+    data = -1 takes what is left. Raises InputError where the devices do not suffice or do not divide.
+    """
+    devices = jax.devices() if devices is None else devices
     if data == -1:
-        data = available // (replica * tensor)
-        if data * replica * tensor != available or not data:
-            raise InputError(f"mesh.replica={replica} x mesh.tensor={tensor}: must divide the {available} devices")
+        data = len(devices) // (replica * tensor)
+        if data * replica * tensor != len(devices) or not data:
+            raise InputError(f"mesh.replica={replica} x mesh.tensor={tensor}: must divide the {len(devices)} devices")
     needed = replica * data * tensor
-    if needed > available or data < 1:
-        raise InputError(f"mesh {replica} x {data} x {tensor}: needs {needed} devices, {available} available")
-    devices = jax.devices()[:needed] if needed < available else None
-    return jax.make_mesh((replica, data, tensor), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+    if needed > len(devices) or data < 1:
+        raise InputError(f"mesh {replica} x {data} x {tensor}: needs {needed} devices, {len(devices)} available")
+    return jax.make_mesh((replica, data, tensor), AXES, devices=devices[:needed], axis_types=(AxisType.Auto,) * 3)
 
 
 def batch_axes(mesh: Mesh, replicas: int):

@@ -1,28 +1,27 @@
 """What every launcher has in common: the config flag, and bad input answered with one line."""
 
+import difflib
 import os
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
-from jaxlab.config import InputError, default, flatten
+from jaxlab.config import InputError, check, default, flatten
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "experiment: a file of configs/", lock_config=True)
 flags.mark_flag_as_required("config")
 
 
 def run(main: Callable[[ConfigDict, Console], int]) -> None:
-    """Exits with main(config, console)'s status; bad input exits with 2 and one line on stderr."""
+    """Exits with the status of main(config, console); bad input exits with 2 and one line on stderr."""
     try:
-        flags.FLAGS(sys.argv)
-        config = _CONFIG.value
-        _check_keys(config)
-    except Exception as error:  # absl, ml_collections and the config file raise many kinds
-        _fail(_flag_error(error))
-    try:
+        config = _read_config(sys.argv)
+        check(config)
         sys.exit(main(config, Console()))
     except InputError as error:
         _fail(str(error))
@@ -30,23 +29,45 @@ def run(main: Callable[[ConfigDict, Console], int]) -> None:
         if error.errno is None:
             raise
         _fail(f"{error.filename or 'writing'}: {os.strerror(error.errno)}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
-def _check_keys(config: ConfigDict) -> None:
-    """A config file may change defaults, not add or lose keys."""
-    found, known = flatten(config), flatten(default())
-    for key in [*found, *known]:
-        if (key in found) != (key in known):
-            raise InputError(f"config: {'unknown' if key in found else 'missing'} key {key}")
+def _read_config(argv: list[str]) -> ConfigDict:
+    """The config file with the command line's changes; a file may change defaults, not add or lose keys."""
+    known = flatten(default())
+    for argument in argv[1:]:
+        if argument.startswith("--config."):
+            _check_key(argument.removeprefix("--config.").partition("=")[0], known)
+        file = argument.removeprefix("--config=").partition(":")[0]
+        if argument.startswith("--config=") and not Path(file).is_file():
+            raise InputError(f"--config={file}: there is no such file")
+    try:
+        flags.FLAGS(argv)
+        config = _CONFIG.value
+        found = flatten(config)
+    except Exception as error:  # absl, ml_collections and the config file raise many kinds
+        raise InputError(_flag_error(error)) from error
+    for key in found:
+        _check_key(key, known)
+    for key in known:
+        if key not in found:
+            raise InputError(f"config: missing key {key}; start from jaxlab.config.default()")
+    return config
+
+
+def _check_key(key: str, known: dict) -> None:
+    if key not in known:
+        near = max(known, key=lambda k: difflib.SequenceMatcher(None, key, k).ratio())
+        raise InputError(f"config: unknown key {key}; the nearest is {near}")
 
 
 def _flag_error(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()]
-    if isinstance(error, AttributeError | KeyError):  # an override of a key that does not exist
-        return "unknown config key " + " ".join(lines).strip("\"'").replace("\\'", "").replace("'", "")
-    return " ".join(lines)
+    if isinstance(error, flags.Error):
+        return re.sub(r"Error whilst parsing config file:.*\n(?=\S)", "", str(error).rstrip(), flags=re.DOTALL)
+    return f"--config: {type(error).__name__}: {error}"
 
 
 def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

@@ -8,13 +8,14 @@ from launch import entry
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, metrics, figure")
 _RULES = flags.DEFINE_bool("print_sharding", False, "print where every parameter lives, and exit")
-flags.mark_flag_as_required("workdir")
+flags.register_validator("workdir", bool, message="name the folder of the run, as in --workdir=runs/demo")
 
 
 def main(config, console) -> int:
     from jaxlab import parallel  # a second of imports, after the flags have been read
     from jaxlab.train.build import build
-    from jaxlab.train.loop import NonFinite, train
+    from jaxlab.train.checkpoint import NonFinite, SaveFailed
+    from jaxlab.train.loop import train
 
     parallel.keep_host_memory()
     run = build(config)
@@ -24,7 +25,7 @@ def main(config, console) -> int:
         return 0
     try:
         result = train(run, _WORKDIR.value, console)
-    except NonFinite as error:
+    except (NonFinite, SaveFailed) as error:
         print(f"error: {error}; what was saved before is kept in {_WORKDIR.value}/checkpoints", file=sys.stderr)
         return 1
     if result:

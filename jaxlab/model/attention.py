@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from jaxlab.model.linear import Linear, dot
 from jaxlab.model.norm import norm
@@ -56,15 +57,97 @@ def plain(q: jax.Array, k: jax.Array, v: jax.Array, start: int = 0) -> jax.Array
     return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
 
 
+CHUNK = 128  # queries at a time
+
+
+@jax.custom_vjp
+def _chunked(q, k, v):
+    return _chunked_forward(q, k, v)[0]
+
+
 def chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """`plain` in two halves of the queries, the first of which needs only the first half of the keys: a quarter less
-    work than the square, measured the fastest on CPU."""
-    half = q.shape[1] // 2
-    if half < 64:
-        return plain(q, k, v)
-    return jnp.concatenate((plain(q[:, :half], k[:, :half], v[:, :half]), plain(q[:, half:], k, v, start=half)), axis=1)
+    """`plain`, CHUNK queries at a time, each chunk with only the keys that it can see; made for CPU.
+
+    Keeps no attention weights: the gradient computes them again from the saved log-sum-exp. Of every product the large
+    [queries, keys] factor is used as it lies in memory, where automatic differentiation would transpose it.
+    """
+    groups = q.shape[2] // k.shape[2]
+    k, v = (jnp.repeat(a, groups, axis=2) for a in (k, v)) if groups > 1 else (k, v)
+    return _chunked(q * q.shape[-1] ** -0.5, k, v)
+
+
+def _product(a, b, i, j):
+    """Contracts axis i of a with axis j of b, both [b, H, ...]."""
+    return lax.dot_general(a, b, (((i,), (j,)), ((0, 1), (0, 1))))
+
+
+def _chunks(length):
+    return [(start, min(start + CHUNK, length)) for start in range(0, length, CHUNK)]
+
+
+def _scores(q, k, start):
+    causal = start + jnp.arange(q.shape[2])[:, None] >= jnp.arange(k.shape[2])
+    return jnp.where(causal, _product(q, k, 3, 3).astype(jnp.float32), jnp.finfo(jnp.float32).min)
+
+
+def _chunked_forward(q, k, v):
+    q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
+    outs, log_sums = [], []
+    for start, end in _chunks(q.shape[2]):
+        scores = _scores(q[:, :, start:end], k[:, :, :end], start)
+        top = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        outs.append((_product(weights.astype(v.dtype), v[:, :, :end], 3, 2) / total).astype(v.dtype))
+        log_sums.append(top + jnp.log(total))
+    out, log_sum = jnp.concatenate(outs, axis=2), jnp.concatenate(log_sums, axis=2)
+    return out.swapaxes(1, 2), (q, k, v, out, log_sum)
+
+
+def _chunked_backward(residuals, d_out):
+    q, k, v, out, log_sum = residuals
+    d_out = d_out.swapaxes(1, 2)
+    delta = jnp.sum((d_out * out).astype(jnp.float32), axis=-1, keepdims=True)
+    d_q, d_k, d_v = [], 0, 0
+    for start, end in _chunks(q.shape[2]):
+        here, seen = (slice(None), slice(None), slice(start, end)), (slice(None), slice(None), slice(0, end))
+        weights = jnp.exp(_scores(q[here], k[seen], start) - log_sum[here])
+        d_weights = _product(d_out[here], v[seen], 3, 3)
+        d_scores = (weights * (d_weights - delta[here])).astype(q.dtype)
+        d_q.append(_product(d_scores, k[seen], 3, 2))
+        later = ((0, 0), (0, 0), (0, 0), (0, q.shape[2] - end))
+        d_k += jnp.pad(_product(q[here], d_scores, 2, 2), later)  # [b, H, h, keys]
+        d_v += jnp.pad(_product(d_out[here], weights.astype(q.dtype), 2, 2), later)
+    return jnp.concatenate(d_q, axis=2).swapaxes(1, 2), d_k.transpose(0, 3, 1, 2), d_v.transpose(0, 3, 1, 2)
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
 def fused(implementation: str) -> Callable:
     """`jax.nn.dot_product_attention` as a kernel: `xla` anywhere, `cudnn` on NVIDIA GPUs in 16 bits."""
-    return lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+
+    def kernel(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+
+    return kernel
+
+
+def splash(mesh, spec) -> Callable:
+    """Splash attention, the TPU's kernel, as a kernel: every device works on its own sequences and heads.
+
+    spec: PartitionSpec of q, k, v [b, L, H, h] on the mesh. Sequences must be multiples of 128 long.
+    """
+
+    def local(q, k, v):
+        from jax.experimental.pallas.ops.tpu import splash_attention as library  # a second, and for TPUs only
+
+        q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
+        mask = library.MultiHeadMask([library.CausalMask((q.shape[2], k.shape[2]))] * q.shape[1])
+        return jax.vmap(library.make_splash_mha_single_device(mask))(q, k, v).swapaxes(1, 2)
+
+    def kernel(q, k, v):
+        sharded = jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
+        return sharded(q * q.shape[-1] ** -0.5, k, v)
+
+    return kernel

@@ -90,7 +90,7 @@ def _stacked(block, num_layers, d_model):
 
 
 def _unstacked(params, num_layers):
-    """Parameters layer by layer. Split, not indexed: the gradient is then one concatenation, not num_layers paddings."""
+    """Parameters layer by layer. Split, not indexed: the gradient is one concatenation, not num_layers paddings."""
     leaves, tree = jax.tree.flatten(params)
     split = [lax.split(leaf, (1,) * num_layers) for leaf in leaves]
     return [jax.tree.unflatten(tree, [parts[i][0] for parts in split]) for i in range(num_layers)]

@@ -1,4 +1,4 @@
-"""Model families: what distinguishes them, their published shapes, and parameter counts under each paper's definition."""
+"""Model families: what distinguishes them, their published shapes, parameter counts under each paper's definition."""
 
 _TRANSFORMER = {
     "norm": "rms", "norm_eps": 1e-6, "positions": "rotary", "rope_theta": 10_000.0, "ffn": "swiglu", "qk_norm": False,
@@ -9,8 +9,12 @@ _TRANSFORMER = {
 ARCHITECTURES = {
     "llama": _TRANSFORMER,
     # DiLoCo scaling laws, sections 3.1 and 3.2 of the paper: NanoDO's decoder with QK-LayerNorm and z-loss.
-    "chinchilla": _TRANSFORMER | {"norm": "layer", "ffn": "gelu", "qk_norm": True, "tied": True, "init_std": 0.0, "z_loss": 1e-4},
-    "gpt2": _TRANSFORMER | {"norm": "layer", "norm_eps": 1e-5, "positions": "learned", "ffn": "gelu", "tied": True, "use_bias": True},
+    "chinchilla": _TRANSFORMER | {
+        "norm": "layer", "ffn": "gelu", "qk_norm": True, "tied": True, "init_std": 0.0, "z_loss": 1e-4,
+    },
+    "gpt2": _TRANSFORMER | {
+        "norm": "layer", "norm_eps": 1e-5, "positions": "learned", "ffn": "gelu", "tied": True, "use_bias": True,
+    },
     "internlm2": _TRANSFORMER | {"norm_eps": 1e-5, "rope_theta": 1_000_000.0},
     "qwen3": _TRANSFORMER | {"rope_theta": 1_000_000.0, "qk_norm": True, "tied": True},
 }  # fmt: skip
@@ -85,7 +89,7 @@ def parameters(m) -> dict[str, int]:
     Definitions of N in the papers:
       - diloco: `block_matrices + embedding`, that is 12 L d^2 + 32,768 d (2503.09799);
       - floating_point: `block_matrices`, that is L (4 h^2 + 3 h f) (2501.02423, exact to the digit);
-      - spectral: `total` with untied head (2412.13795).
+      - spectral: `block_matrices + embedding + head`, all but the norms, with untied head (2412.13795).
     """
     attention = m.d_model * m.head_dim * 2 * (m.num_heads + m.num_kv_heads)
     ffn = m.d_model * m.d_ff * (3 if m.ffn == "swiglu" else 2)

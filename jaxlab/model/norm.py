@@ -4,7 +4,7 @@ from flax import linen as nn
 
 
 def norm(c, name: str) -> nn.Module:
-    """The family's norm over the last axis, [..., d] -> [..., d]; statistics in float32, output in the input's dtype."""
+    """The family's norm over the last axis, [..., d] -> [..., d]; statistics and output in float32."""
     if c.norm == "layer":
-        return nn.LayerNorm(epsilon=c.norm_eps, use_bias=c.use_bias, use_fast_variance=False, name=name)
+        return nn.LayerNorm(epsilon=c.norm_eps, use_bias=c.use_bias, name=name)
     return nn.RMSNorm(epsilon=c.norm_eps, name=name)

@@ -1,7 +1,7 @@
 """From a config to the functions of a run: the only place that knows what the keys of the config mean."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 
 import jax
@@ -26,14 +26,11 @@ from jaxlab.train.step import inner_steps
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run ready to start: pure functions of state, and the data they are fed."""
+class Program:
+    """What a run computes: pure functions of its state, and where everything lives. Needs no data."""
 
     config: ConfigDict
     mesh: Mesh
-    store: TokenStore
-    train: Sequences
-    validation: Validation
     model: Decoder
     loss_fn: Callable  # (params, tokens [b, L+1]) -> (objective, sums)
     shardings: State  # NamedSharding of every leaf of the state
@@ -47,6 +44,37 @@ class Run:
         sequences = b.tokens // b.context // self.config.replicas
         per_micro = b.micro_tokens // b.context or sequences
         return sequences // per_micro, per_micro
+
+    @cached_property
+    def batch_sharding(self) -> NamedSharding:
+        """Of the batches of a call, [n, M, k, b, L+1]."""
+        replica, batch = parallel.batch_axes(self.mesh, self.config.replicas)
+        return NamedSharding(self.mesh, PartitionSpec(None, replica, None, batch, None))
+
+    def abstract_state(self) -> State:
+        """Shapes, dtypes and shardings of the state, without its arrays."""
+        shapes = jax.eval_shape(self.init)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings)
+
+    @cached_property
+    def compiled(self):
+        """The compiled inner steps, with their memory analysis. Compiles for devices that need not be there."""
+        c, (k, b) = self.config, self.microbatch
+        n, everywhere = c.compute.steps_per_call, NamedSharding(self.mesh, PartitionSpec())
+        shape = (n, c.replicas, k, b, c.batch.context + 1)
+        batches = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.batch_sharding)
+        hyper = jax.ShapeDtypeStruct((n,), jnp.float32, sharding=everywhere)
+        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+        return self.inner_steps.lower(self.abstract_state(), batches, {"lr": hyper, "decay": hyper}, count).compile()
+
+
+@dataclass(frozen=True)
+class Run(Program):
+    """A program and the data that it is fed."""
+
+    store: TokenStore
+    train: Sequences
+    validation: Validation
 
     def calls(self, clock: Clock) -> Iterator[Call]:
         """The compiled calls that are left from `clock` to the end of the run."""
@@ -62,13 +90,9 @@ class Run:
         )
 
     def arguments(self, call: Call) -> tuple:
-        """Device arrays (batches, hypers, count) of a call; each device's part of the batch is read by its own process."""
-        n, m, (k, b), length = (
-            self.config.compute.steps_per_call,
-            self.config.replicas,
-            self.microbatch,
-            self.train.context,
-        )
+        """Device arrays (batches, hypers, count) of a call; each process reads only its devices' parts of the batch."""
+        c, (k, b), length = self.config, self.microbatch, self.train.context
+        n, m = c.compute.steps_per_call, c.replicas
         positions = call.start.sequences + np.arange(n * call.sequences).reshape(n, m, k, b)
 
         def read(index):
@@ -82,28 +106,6 @@ class Run:
         padded = {name: np.float32(v + [0.0] * (n - len(v))) for name, v in call.hypers.items()}
         put = partial(parallel.replicated, self.mesh)
         return batches, jax.tree.map(put, padded), put(np.int32(call.count))
-
-    @cached_property
-    def batch_sharding(self) -> NamedSharding:
-        replica, batch = parallel.batch_axes(self.mesh, self.config.replicas)
-        return NamedSharding(self.mesh, PartitionSpec(None, replica, None, batch, None))
-
-    def abstract_state(self) -> State:
-        """Shapes, dtypes and shardings of the state, without its arrays."""
-        shapes = jax.eval_shape(self.init)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings)
-
-    @cached_property
-    def compiled(self):
-        """The compiled inner steps, with their memory analysis."""
-        c, (k, b) = self.config, self.microbatch
-        n, rep = c.compute.steps_per_call, NamedSharding(self.mesh, PartitionSpec())
-        state = self.abstract_state()
-        shape = (n, c.replicas, k, b, self.train.context + 1)
-        batches = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.batch_sharding)
-        hyper = jax.ShapeDtypeStruct((n,), jnp.float32, sharding=rep)
-        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=rep)
-        return self.inner_steps.lower(state, batches, {"lr": hyper, "decay": hyper}, count).compile()
 
     @cached_property
     def _evaluate_batch(self):
@@ -132,25 +134,33 @@ def build(config: ConfigDict) -> Run:
     _check_batch(config, mesh)
     store = open_store(config.data.store)
     _check_store(config, store)
-    c = FrozenConfigDict(config.model.to_dict() | {"vocab_size": vocabulary(config, store)})
+    made = program(config, mesh, vocabulary(config, store))
+    return Run(
+        **{f.name: getattr(made, f.name) for f in fields(made)},
+        store=store,
+        train=Sequences(store.split("train"), config.batch.context, config.seed),
+        validation=Validation(store.split("validation"), config.batch.context),
+    )
+
+
+def program(config: ConfigDict, mesh: Mesh, vocab_size: int) -> Program:
+    """The functions of a run on a mesh, whose devices may be described only (compilation ahead of time)."""
+    c = FrozenConfigDict(config.model.to_dict() | {"vocab_size": vocab_size})
     model = decoder(c, config.compute, mesh, config.replicas)
     optimiser = adamw(**{k: config.optim[k] for k in ("b1", "b2", "eps", "clip", "decay_mask")})
     loss_fn = objective(model, config.compute.loss_chunk)
     init = initial_state(model, optimiser, seed=config.seed, replicas=config.replicas)
     shardings = parallel.state_shardings(jax.eval_shape(init), mesh, replicas=config.replicas, fsdp=config.mesh.fsdp)
     steps = inner_steps(loss_fn, optimiser, spmd_axis_name=parallel.batch_axes(mesh, config.replicas)[0])
-    replicated = NamedSharding(mesh, PartitionSpec())
-    return Run(
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return Program(
         config=config,
         mesh=mesh,
-        store=store,
-        train=Sequences(store.split("train"), config.batch.context, config.seed),
-        validation=Validation(store.split("validation"), config.batch.context),
         model=model,
         loss_fn=loss_fn,
         shardings=shardings,
         init=jax.jit(init, out_shardings=shardings),
-        inner_steps=jax.jit(steps, donate_argnums=0, out_shardings=(shardings, replicated)),
+        inner_steps=jax.jit(steps, donate_argnums=0, out_shardings=(shardings, everywhere)),
     )
 
 
@@ -160,15 +170,21 @@ def decoder(c: FrozenConfigDict, compute: ConfigDict, mesh: Mesh, replicas: int)
     on_cpu = platform == "cpu"
     dtype = ("float32" if on_cpu else "bfloat16") if compute.dtype == "auto" else compute.dtype
     scan = not on_cpu if compute.layers == "auto" else compute.layers == "scan"
-    kernels = {"plain": attention.plain, "chunked": attention.chunked}
-    kernels |= {name: attention.fused(name) for name in ("xla", "cudnn")}
-    best = {"cpu": "chunked", "gpu": "cudnn" if dtype == "bfloat16" else "xla"}.get(platform, "xla")
+    best = {"cpu": "chunked", "gpu": "cudnn" if dtype == "bfloat16" else "xla", "tpu": "splash"}
+    kernel = best[platform] if compute.attention == "auto" else compute.attention
+    kernels = {
+        "plain": attention.plain,
+        "chunked": attention.chunked,
+        "xla": attention.fused("xla"),
+        "cudnn": attention.fused("cudnn"),
+        "splash": attention.splash(mesh, PartitionSpec(parallel.batch_axes(mesh, replicas)[1], None, "tensor", None)),
+    }
     return Decoder(
         c,
         dtype=jnp.dtype(dtype),
         scan=scan,
         remat=compute.remat,
-        kernel=kernels[best if compute.attention == "auto" else compute.attention],
+        kernel=kernels[kernel],
         constrain=parallel.constrainer(mesh, replicas),
     )
 

@@ -1,65 +1,131 @@
-"""Checkpoints: saved in the background, complete or not there, verified when they are read."""
+"""Checkpoints: saved in the background, complete or not there, checked when they are written and when they are read."""
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxlab.train.state import Clock, State, fingerprint
+from jaxlab.config import InputError
+from jaxlab.parallel import path_name
+from jaxlab.train.state import Clock, State, fingerprint, finite
 
-_fingerprint = jax.jit(fingerprint)
+
+class NonFinite(RuntimeError):
+    """A number of the run is NaN or infinite: training has failed, and the message says where."""
+
+
+class SaveFailed(RuntimeError):
+    """A checkpoint could not be written, for instance because the disk is full."""
 
 
 class Checkpoints:
     """The checkpoints of one run, each a folder named by the tokens consumed: the state, and a JSON record."""
 
-    def __init__(self, folder: str | Path, keep: int):
-        self.folder = Path(folder).absolute()
+    def __init__(self, folder: Path, keep: int):
+        self.folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, state: State, clock: Clock, record: dict) -> None:
-        """Starts saving; returns once the state may be overwritten. A clock already saved is left as it is."""
+        """Starts saving; returns once the state may be overwritten. A clock already saved is left as it is.
+
+        Raises NonFinite for a state that is not finite (a step with a finite loss may leave one behind), SaveFailed
+        if this save or the one before it fails.
+        """
         if clock.tokens in self._manager.all_steps():
             return
-        bits = np.asarray(jax.device_get(_fingerprint(state))).tolist()
+        bits, sound = _inspect(state)
+        for (path, _), ok in zip(jax.tree_util.tree_leaves_with_path(state), sound, strict=True):
+            if not ok:
+                raise NonFinite(f"{path_name(path)} is not finite at step {clock.steps:,}, {clock.tokens:,} tokens")
         record = record | {"clock": list(clock), "fingerprint": bits}
+        # Orbax holds views of the arrays until they are written. JAX does not let a step overwrite a buffer that has
+        # been handed out: donation then falls back to a copy, also on CPU where host and device memory are the same.
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
-        self._manager.save(clock.tokens, args=args)
+        self._checked(self._manager.save, clock.tokens, args=args, force=True)
 
-    def restore(self, abstract: State, report: Callable[[str], None]) -> tuple[State, Clock, dict] | None:
-        """The newest sound checkpoint as (state, clock, record), or None where there is none.
+    def restore(self, abstract: State, report: Callable[[str], None]) -> tuple[State, Clock] | None:
+        """The newest sound checkpoint as (state, clock), or None where none was ever saved.
 
-        abstract: shapes, dtypes and shardings wanted; the mesh may differ from the one that saved. A damaged
-        checkpoint is reported, set aside as `damaged-...`, and the one before it is tried.
+        abstract: shapes, dtypes and shardings wanted; the mesh may differ from the one that saved. Damaged checkpoints
+        newer than that are reported and set aside as `damaged-...`. Raises InputError if all are damaged.
         """
+        damaged = {}
         for tokens in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return self._restore(tokens, abstract)
+                found = self._restore(tokens, abstract)
             except Exception as error:  # whatever a broken file makes the reader raise
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-                report(f"checkpoint {self.folder / str(tokens)} is damaged ({reason}); set aside, using the one before")
-                shutil.move(self.folder / str(tokens), self.folder / f"damaged-{tokens}")
-        self._manager.reload()
+                damaged[tokens] = _first_line(error)
+                continue
+            for newer, reason in damaged.items():
+                aside = self._set_aside(newer)
+                report(f"checkpoint {newer} is damaged ({reason}): set aside as {aside}, using {tokens}")
+            self._manager.reload()
+            return found
+        if damaged:
+            reasons = "; ".join(f"{tokens}: {reason}" for tokens, reason in damaged.items())
+            raise InputError(
+                f"{self.folder}: all checkpoints are damaged ({reasons}); bring one back, or start again in another workdir"
+            )
         return None
 
-    def _restore(self, tokens: int, abstract: State) -> tuple[State, Clock, dict]:
+    def _restore(self, tokens: int, abstract: State) -> tuple[State, Clock]:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
         found = self._manager.restore(tokens, args=args)
-        bits = np.asarray(jax.device_get(_fingerprint(found.state)))
-        if bits.tolist() != found.record["fingerprint"]:
+        if _inspect(found.state)[0] != found.record["fingerprint"]:
             raise ValueError("its bits differ from those saved")
-        self._manager.reload()
-        return State(*found.state), Clock(*found.record["clock"]), found.record
+        return State(*found.state), Clock(*found.record["clock"])
+
+    def _set_aside(self, tokens: int) -> str:
+        taken = len(list(self.folder.glob(f"damaged-{tokens}*")))
+        name = f"damaged-{tokens}" + (f"-{taken + 1}" if taken else "")
+        shutil.move(self.folder / str(tokens), self.folder / name)
+        return name
 
     def interrupted(self, tokens: int) -> bool:
         """Whether all processes have agreed to stop here, after any of them was told to (multi-process runs)."""
         return self._manager.reached_preemption(tokens)
 
+    def wait(self) -> None:
+        """Waits for what is being saved. Raises SaveFailed."""
+        self._checked(self._manager.wait_until_finished)
+
     def close(self) -> None:
-        """Waits for what is being saved."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for what is being saved, and frees the threads that do it. Raises SaveFailed."""
+        self._checked(self._manager.close)
+
+    def _checked(self, call: Callable, *args, **kwargs) -> None:
+        try:
+            call(*args, **kwargs)
+        except Exception as error:  # of the file system, wrapped by whichever library met it
+            raise SaveFailed(f"{self.folder}: a checkpoint could not be saved ({_first_line(error)})") from error
+
+
+def check_space(workdir: Path, keep: int, abstract: State) -> None:
+    """Raises InputError if the disk has no room for keep + 1 checkpoints (one is written before one is deleted)."""
+    held = len([p for p in workdir.glob("checkpoints/*") if p.name.isdecimal()])
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+    needed = size * max(1, keep + 1 - held)
+    existing = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise InputError(
+            f"workdir={workdir}: {free / 1e6:,.1f} MB free, and the checkpoints need {needed / 1e6:,.1f} MB more "
+            f"(checkpoint.keep={keep} and one being written, {size / 1e6:,.1f} MB each)"
+        )
+
+
+@jax.jit
+def _inspection(state):
+    return fingerprint(state), finite(state)
+
+
+def _inspect(state) -> tuple[list[int], list[bool]]:
+    """The fingerprint of a state, and for each leaf whether it is finite throughout."""
+    return tuple(x.tolist() for x in jax.device_get(_inspection(state)))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

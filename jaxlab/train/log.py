@@ -1,11 +1,12 @@
-"""What a run writes and shows: metrics.jsonl, TensorBoard events, a progress bar, the final figure."""
+"""What a run writes and shows as it goes: metrics.jsonl, TensorBoard events, a progress bar."""
 
 import json
+import os
 import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 QUIET_SECONDS = 15  # between lines where there is no terminal to draw a bar on
 
@@ -17,14 +18,9 @@ class Log:
         self.path = workdir / "metrics.jsonl"
         self._drop_rows_after(start_tokens)
         self._file = self.path.open("a", buffering=1)
-        self._console, self._total = console, total_tokens
-        self._events = _events(workdir, start_tokens) if tensorboard else None
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-        )
+        self._console, self.total = console, total_tokens
+        self._events = Events(workdir / "tensorboard", start_tokens) if tensorboard else None
+        columns = (TextColumn("{task.percentage:3.0f}%"), BarColumn(), TextColumn("{task.fields[status]}"))
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("training", total=total_tokens, completed=start_tokens, status="")
         self._last_line = time.monotonic()
@@ -41,8 +37,8 @@ class Log:
     def row(self, kind: str, steps: int, tokens: int, values: dict) -> None:
         """Writes one row."""
         self._file.write(json.dumps({"kind": kind, "steps": steps, "tokens": tokens} | values) + "\n")
-        for name, value in values.items() if self._events else ():
-            self._events.add_scalar(f"{kind}/{name}", value, tokens)
+        if self._events:
+            self._events.scalars({f"{kind}/{name}": value for name, value in values.items()}, tokens)
 
     def progress(self, tokens: int, status: str) -> None:
         """Moves the bar; without a terminal, prints a line now and then."""
@@ -50,11 +46,18 @@ class Log:
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line > QUIET_SECONDS:
             self._last_line = now
-            self.say(f"{tokens / self._total:4.0%}  {status}")
+            self.say(f"{tokens / self.total:4.0%}  {status}")
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        say(self._console, text)
+
+    def flush(self) -> None:
+        """Puts all rows on the disk: a checkpoint must not outlive the rows before it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if self._events:
+            self._events.flush()
 
     def close(self) -> None:
         self._bar.stop()
@@ -63,10 +66,40 @@ class Log:
             self._events.close()
 
 
-def _events(workdir: Path, start_tokens: int):
-    from tensorboardX import SummaryWriter
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is, however wide the terminal."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    return SummaryWriter(str(workdir / "tensorboard"), purge_step=start_tokens + 1 if start_tokens else None)
+
+class Events:
+    """TensorBoard event files. A run that resumes marks what it will write again as superseded.
+
+    Written by the calling thread: tensorboardX's own writer thread dies silently on a full disk, and the run then
+    waits for it for ever.
+    """
+
+    def __init__(self, folder: Path, start_tokens: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar = Event, scalar
+        folder.mkdir(exist_ok=True)
+        # Files of one second would have one name; TensorBoard reads them in the order of their names.
+        self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{time.time_ns()}")
+        restart = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=start_tokens + 1, session_log=restart))
+
+    def scalars(self, values: dict[str, float], tokens: int) -> None:
+        for name, value in values.items():
+            event = self._event(wall_time=time.time(), step=tokens, summary=self._scalar(name, value))
+            self._writer.write_event(event)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def read(path: Path) -> list[dict]:
@@ -78,31 +111,3 @@ def read(path: Path) -> list[dict]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def figure(rows: list[dict], path: Path, title: str) -> None:
-    """Loss of training batches and of the validation split, and the learning rate, against tokens, as PNG."""
-    from matplotlib.figure import Figure
-
-    train, held_out = ([r for r in rows if r["kind"] == kind] for kind in ("train", "eval"))
-    fig = Figure(figsize=(7, 5), layout="constrained")
-    top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    millions = [r["tokens"] / 1e6 for r in train]
-    top.plot(millions, [r["loss"] for r in train], color="0.7", lw=0.8, label="training batch")
-    top.plot(
-        [r["tokens"] / 1e6 for r in held_out], [r["loss"] for r in held_out], "o-", ms=4, color="C0", label="validation"
-    )
-    top.set(ylabel="loss (nats/token)", title=title)
-    top.legend(frameon=False)
-    if held_out:
-        last = held_out[-1]
-        top.annotate(
-            f"{last['bits_per_byte']:.2f} bits/byte", (last["tokens"] / 1e6, last["loss"]), (-10, 18),
-            textcoords="offset points", ha="right",
-        )  # fmt: skip
-    bottom.plot(millions, [r["lr"] for r in train], color="C1")
-    bottom.set(xlabel="training tokens (millions)", ylabel="learning rate")
-    for axes in (top, bottom):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    fig.savefig(path, dpi=150)

@@ -1,14 +1,16 @@
 """The training loop: calls of the compiled steps, and between them the events whose time has come."""
 
+import faulthandler
 import json
 import math
 import platform
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,105 +19,136 @@ from rich.console import Console
 
 from jaxlab.config import InputError, differences, flatten
 from jaxlab.cost import flops
+from jaxlab.train import report
 from jaxlab.train.build import Run
-from jaxlab.train.checkpoint import Checkpoints
-from jaxlab.train.log import Log, figure, read
+from jaxlab.train.checkpoint import Checkpoints, NonFinite, check_space
+from jaxlab.train.log import Log, read, say
+from jaxlab.train.meter import Meter, peak_flops
 from jaxlab.train.plan import Call, crossed
 from jaxlab.train.state import Clock, State
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-class NonFinite(RuntimeError):
-    """A metric is NaN or infinite: training has failed, and says where."""
+HANG_SECONDS = 1_800  # without a step: longer than any compilation, and the stacks of all threads are printed
 
 
 def train(run: Run, workdir: str | Path, console: Console) -> dict | None:
     """Trains from the newest checkpoint in workdir, or from the start, to the end of the run; returns its result.
 
-    Returns None if told to stop by SIGTERM, after saving. Raises InputError if workdir holds a run of another
-    config, NonFinite at the first non-finite loss or gradient; what was saved before stays.
+    Returns None if told to stop by SIGTERM or Ctrl-C, after saving. Raises InputError if workdir holds a run of
+    another config or cannot hold this one, NonFinite at the first number that is not finite, SaveFailed if a
+    checkpoint cannot be written; what was saved before stays.
     """
-    workdir = Path(workdir)
-    config = run.config
+    workdir, config = Path(workdir), run.config
     record = {"config": flatten(config), "data": _data_record(run), "versions": {p: version(p) for p in PACKAGES}}
+    finished = (workdir / "result.json").exists()
+    if not finished:
+        check_space(workdir, config.checkpoint.keep, run.abstract_state())
     claim(workdir, record)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
-    state, clock = _start(run, checkpoints, console)
-    log = Log(
-        workdir, console, total_tokens=config.tokens, start_tokens=clock.tokens, tensorboard=config.log.tensorboard
-    )
-    meter = Meter(run)
-    try:
-        with _stop_on_sigterm() as stopping, jax.transfer_guard("disallow"):
-            pending = None
-            for call, arguments in prefetch(run, clock):
-                state, metrics = run.compiled(state, *arguments)
-                write_train(log, meter, pending)  # of the call before: the device is busy with this one
-                pending, clock = (call, metrics), call.end
-                if crossed(call.start.tokens, clock.tokens, config.evaluate.every_tokens):
-                    write_eval(log, run, state, clock)
-                stop = stopping.is_set() or checkpoints.interrupted(clock.tokens)
-                if stop or crossed(call.start.tokens, clock.tokens, config.checkpoint.every_tokens):
-                    pending = write_train(log, meter, pending)  # nothing unchecked is ever saved
-                    checkpoints.save(state, clock, record)
-                if stop:
-                    log.say(f"stopped at {clock.tokens:,} tokens, saved; the same command goes on from here")
-                    return None
-            write_train(log, meter, pending)
-            return finish(run, workdir, state, clock, log, checkpoints, record)
-    finally:
-        checkpoints.close()
-        log.close()
+    if finished:
+        say(console, f"{workdir} is already finished: nothing to do")
+        return json.loads((workdir / "result.json").read_text())
+    with _stop_on_signal() as stopping, closing(Checkpoints(workdir / "checkpoints", config.checkpoint.keep)) as saved:
+        peak, source = peak_flops(run.mesh)
+        for line in report.header(run, peak, source):
+            say(console, line)
+        state, clock = _start(run, saved, console)
+        meter = Meter(flops.training_per_token(run.model.c, config.batch.context), peak)
+        log = Log(
+            workdir, console, total_tokens=config.tokens, start_tokens=clock.tokens, tensorboard=config.log.tensorboard
+        )
+        with closing(log), _watched():
+            state, clock = steps(run, state, clock, log, meter, saved, record, stopping)
+            if state is None:
+                log.say(f"stopped at {clock.tokens:,} tokens, saved; the same command goes on from here")
+                return None
+            return finish(run, workdir, state, clock, log, saved, record)
 
 
 def _start(run: Run, checkpoints: Checkpoints, console: Console) -> tuple[State, Clock]:
-    found = checkpoints.restore(run.abstract_state(), console.print)
-    if found is None:
-        return run.init(), Clock()
-    state, clock, _ = found
-    console.print(f"resuming at {clock.tokens:,} tokens, step {clock.steps:,}")
+    """The state to go on from, and the step compiled for it where there are steps to take."""
+    found = checkpoints.restore(run.abstract_state(), lambda line: say(console, line))
+    state, clock = found or (run.init(), Clock())
+    if found:
+        say(console, f"resuming  at {clock.tokens:,} tokens, step {clock.steps:,}")
+    if next(run.calls(clock), None):
+        began = time.perf_counter()
+        memory = run.compiled.memory_analysis()
+        say(console, report.compiled(time.perf_counter() - began, memory))
     return state, clock
 
 
-def prefetch(run: Run, clock: Clock) -> Iterator[tuple[Call, tuple]]:
-    """The calls left and their device arrays, the next one being read while the current one is computed."""
+def steps(run, state, clock, log, meter, checkpoints, record, stopping) -> tuple[State | None, Clock]:
+    """Takes all steps that are left, and what is due between them: (state, clock), state None if told to stop."""
+    pending = None
+    with jax.transfer_guard("disallow"):
+        meter.restart()
+        for call, arguments, data_seconds in prefetch(run, clock):
+            state, metrics = run.compiled(state, *arguments)
+            write_train(log, meter, pending)  # of the call before: the device is busy with this one
+            pending, clock = (call, metrics, data_seconds), call.end
+            evaluation_due = crossed(call.start.tokens, clock.tokens, run.config.evaluate.every_tokens)
+            if evaluation_due:  # before saving: a checkpoint owes no evaluation
+                pending = write_train(log, meter, pending)
+                write_eval(log, run, state, clock)
+            stop = stopping.is_set() or checkpoints.interrupted(clock.tokens)
+            save_due = stop or crossed(call.start.tokens, clock.tokens, run.config.checkpoint.every_tokens)
+            if save_due:
+                pending = write_train(log, meter, pending)  # nothing unchecked is saved
+                log.flush()
+                checkpoints.save(state, clock, record)
+            if stop:
+                checkpoints.wait()
+                return None, clock
+            if evaluation_due or save_due:
+                meter.restart()
+        write_train(log, meter, pending)
+    return state, clock
+
+
+def prefetch(run: Run, clock: Clock) -> Iterator[tuple[Call, tuple, float]]:
+    """The calls left, their device arrays, and how long they were waited for in seconds: the arrays of the next call
+    are made while the current one is computed."""
+
+    def waited(call, future):
+        began = time.perf_counter()
+        arguments = future.result()
+        return call, arguments, time.perf_counter() - began
+
     with ThreadPoolExecutor(1) as reader:
         ahead = None
         for call in run.calls(clock):
             following = call, reader.submit(run.arguments, call)
             if ahead:
-                yield ahead[0], ahead[1].result()
+                yield waited(*ahead)
             ahead = following
         if ahead:
-            yield ahead[0], ahead[1].result()
+            yield waited(*ahead)
 
 
-def write_train(log: Log, meter: "Meter", pending: tuple | None) -> None:
+def write_train(log: Log, meter: Meter, pending: tuple | None) -> None:
     """Fetches the metrics of a call, stops the run if one is not finite, and writes a row a step."""
     if pending is None:
         return
-    call, metrics = pending
+    call, metrics, data_seconds = pending
     metrics = jax.device_get(metrics)
-    speed = meter.speed(call)
+    speed = meter.read(call, data_seconds)
+    _postpone_hang_report()
     tokens_a_step = (call.end.tokens - call.start.tokens) // call.count
     for i in range(call.count):
         values = {name: float(m[i]) for name, m in metrics.items()}
         values |= {name: h[i] for name, h in call.hypers.items()}
-        steps, tokens = call.start.steps + i + 1, call.start.tokens + (i + 1) * tokens_a_step
+        step, tokens = call.start.steps + i + 1, call.start.tokens + (i + 1) * tokens_a_step
         for name, value in values.items():
             if not math.isfinite(value):
-                raise NonFinite(f"{name} is {value} at step {steps:,}, {tokens:,} tokens")
-        log.row("train", steps, tokens, values | speed)
-    status = f"loss {values['loss']:.3f}  {speed['tokens_per_second']:,.0f} tokens/s"
-    if "utilisation" in speed:
-        status += f"  MFU {speed['utilisation']:.0%}"
-    log.progress(call.end.tokens, status)
+                raise NonFinite(f"{name} is {value} at step {step:,}, {tokens:,} tokens")
+        log.row("train", step, tokens, values | speed)
+    log.progress(call.end.tokens, f"loss {values['loss']:.3f}  {meter.status(log.total - call.end.tokens)}")
 
 
 def write_eval(log: Log, run: Run, state: State, clock: Clock) -> dict:
     """Evaluates, and writes and shows the result."""
     result = run.evaluate(state)
+    _postpone_hang_report()
     if not math.isfinite(result["loss"]):
         raise NonFinite(f"validation loss is {result['loss']} at step {clock.steps:,}, {clock.tokens:,} tokens")
     log.row("eval", clock.steps, clock.tokens, result | {"epochs": run.train.epochs(clock.sequences)})
@@ -127,39 +160,20 @@ def write_eval(log: Log, run: Run, state: State, clock: Clock) -> dict:
 
 
 def finish(run, workdir, state, clock, log, checkpoints, record) -> dict:
-    """The last evaluation and checkpoint, result.json and the figure."""
+    """The last checkpoint and evaluation, the figure, and result.json, whose presence says that the run is done."""
+    log.flush()
     checkpoints.save(state, clock, record)
-    result = {"tokens": clock.tokens, "steps": clock.steps, "epochs": run.train.epochs(clock.sequences)}
     rows = [r for r in read(log.path) if r["kind"] == "eval" and r["tokens"] == clock.tokens]
     last = rows[-1] if rows else write_eval(log, run, state, clock)
-    result |= {name: last[name] for name in ("loss", "bits_per_byte")}
     rows = read(log.path)
+    result = {"tokens": clock.tokens, "steps": clock.steps, "epochs": run.train.epochs(clock.sequences)}
+    result |= {name: last[name] for name in ("loss", "bits_per_byte")}
     result["seconds"] = round(sum(r["seconds"] for r in rows if r["kind"] == "train"), 1)
-    part = workdir / "result.json.part"
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    part.replace(workdir / "result.json")
-    figure(rows, workdir / "curves.png", f"{run.config.model.family}, {run.config.data.source}")
+    report.figure(rows, workdir / "curves.png", f"{run.config.model.family}, {run.config.data.source}")
+    log.flush()
+    checkpoints.wait()
+    _write_json(workdir / "result.json", result)
     return result
-
-
-class Meter:
-    """Speed from the time between results, over one call."""
-
-    def __init__(self, run: Run):
-        c = run.model.c
-        self._flops = flops.training_per_token(c, run.config.batch.context)
-        kind = run.mesh.devices.flat[0].device_kind
-        peak = flops.peak(kind)
-        self._peak = peak and peak * run.mesh.size
-        self._last = time.perf_counter()
-
-    def speed(self, call: Call) -> dict[str, float]:
-        """{"seconds", "tokens_per_second"[, "utilisation"]} of a call whose results have just arrived."""
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        rate = (call.end.tokens - call.start.tokens) / seconds
-        values = {"seconds": round(seconds / call.count, 6), "tokens_per_second": round(rate, 1)}
-        return values | ({"utilisation": round(rate * self._flops / self._peak, 4)} if self._peak else {})
 
 
 def claim(workdir: Path, record: dict) -> None:
@@ -173,8 +187,12 @@ def claim(workdir: Path, record: dict) -> None:
             raise InputError(f"workdir={workdir}: holds a run that differs in " + "; ".join(differing))
         return
     workdir.mkdir(parents=True, exist_ok=True)
+    _write_json(path, record | {"machine": platform.platform()})
+
+
+def _write_json(path: Path, content: dict) -> None:
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(record | {"machine": platform.platform()}, indent=1) + "\n")
+    part.write_text(json.dumps(content, indent=1) + "\n")
     part.replace(path)
 
 
@@ -184,14 +202,36 @@ def _data_record(run: Run) -> dict:
 
 
 @contextmanager
-def _stop_on_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; outside the main thread the signal is left alone."""
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM or Ctrl-C sets; a second one kills. Outside the main thread signals are left alone."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number, _):
+        event.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield event
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Within it, the stacks of all threads are printed whenever nothing has come back for HANG_SECONDS."""
+    _postpone_hang_report()
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _postpone_hang_report() -> None:
+    faulthandler.dump_traceback_later(HANG_SECONDS, repeat=True, file=sys.__stderr__)

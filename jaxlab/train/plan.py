@@ -7,7 +7,7 @@ from jaxlab.train.state import Clock
 
 
 class Call(NamedTuple):
-    """One call of the compiled steps: `count` steps of `sequences` each between two clocks, and their hyper-parameters."""
+    """One call of the compiled steps: `count` steps of `sequences` each, and the hyper-parameters of each."""
 
     start: Clock
     end: Clock

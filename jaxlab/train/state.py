@@ -23,10 +23,15 @@ class Clock(NamedTuple):
 
 
 def fingerprint(tree) -> jax.Array:
-    """uint32 [leaves]: for each leaf the sum of its bits modulo 2^32, whatever the sharding: a change of any one element shows."""
+    """uint32 [leaves]: the sum of each leaf's bits modulo 2^32, however sharded: a change of one element shows."""
 
     def bits(x):
         width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
         return jnp.sum(lax.bitcast_convert_type(x, width).astype(jnp.uint32), dtype=jnp.uint32)
 
     return jnp.stack([bits(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def finite(tree) -> jax.Array:
+    """bool [leaves]: whether every element of a leaf is finite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])

@@ -1,0 +1,92 @@
+"""What a run says about itself: its size, cost and place before it compiles, the figure when it ends."""
+
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+
+from jaxlab.cost import flops
+from jaxlab.model.families import parameters
+from jaxlab.train.build import Run
+from jaxlab.train.state import Clock
+
+
+def header(run: Run, peak: float | None, peak_source: str) -> list[str]:
+    """Lines for a person: model, training, batch, devices, compute."""
+    c, m, mesh = run.config, run.model.c, run.mesh
+    count, (k, b) = parameters(m), run.microbatch
+    end = deque(run.calls(Clock()), maxlen=1)[0].end
+    devices = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    peak_text = f"{peak / 1e12:,.3g} TFLOP/s ({peak_source})" if peak else peak_source
+    lines = {
+        "model": f"{m.family}, {count['total']:,} parameters ({count['non_embedding']:,} without embeddings), "
+        f"{flops.training_per_token(m, c.batch.context) / 1e6:,.1f} MFLOPs a training token",
+        "training": f"{end.tokens:,} tokens in {end.steps:,} steps, {run.train.epochs(end.sequences):.2f} epochs of "
+        f"{c.data.source}",
+        "batch": f"{c.batch.tokens:,} tokens: {c.replicas} replicas x {k} micro-batches x {b} sequences of "
+        f"{c.batch.context}",
+        "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind} (mesh {devices}), peak {peak_text}",
+        "compute": f"{run.model.dtype}, attention {kernel_name(run)}, "
+        f"layers {'scanned' if run.model.scan else 'unrolled'}, remat {run.model.remat}",
+    }
+    return [f"{name:9s} {text}" for name, text in lines.items()]
+
+
+def kernel_name(run: Run) -> str:
+    """Name of the attention kernel that the run resolved to."""
+    name = run.model.kernel.__name__
+    return "jax.nn.dot_product_attention" if name == "<lambda>" else name
+
+
+def compiled(seconds: float, memory) -> str:
+    """One line on the compiled step; memory: its memory analysis, per device."""
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return (
+        f"compiled  in {seconds:.1f} s; a step needs {peak / 1e6:,.1f} MB a device, "
+        f"{memory.temp_size_in_bytes / 1e6:,.1f} MB of it temporary"
+    )
+
+
+def figure(rows: list[dict], path: Path, title: str) -> None:
+    """Loss of training batches and of the validation split, and the learning rate, against tokens, as PNG."""
+    from matplotlib.figure import Figure  # a second to import
+
+    train, held_out = ([r for r in rows if r["kind"] == kind] for kind in ("train", "eval"))
+    millions, losses = np.array([[r["tokens"] / 1e6, r["loss"]] for r in train]).T
+    fig = Figure(figsize=(7, 5), layout="constrained")
+    top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top.plot(millions, losses, color="C0", lw=0.6, alpha=0.3, label="training, each batch")
+    top.plot(millions, smoothed(losses), color="C0", lw=1.5, label="training, smoothed")
+    seen, scores = np.array([[r["tokens"] / 1e6, r["loss"]] for r in held_out]).T
+    top.plot(seen, scores, "o", ms=5, color="C3", label="validation")
+    top.annotate(
+        f"{scores[-1]:.3f} nats/token\n{held_out[-1]['bits_per_byte']:.2f} bits/byte", (seen[-1], scores[-1]), (0, 24),
+        textcoords="offset points", ha="right",
+    )  # fmt: skip
+    top.set(ylabel="loss (nats/token)", title=title, xlim=(0, millions[-1] * 1.02), ylim=limits(losses, scores))
+    top.legend(frameon=False)
+    bottom.plot(millions, [r["lr"] for r in train], color="0.3")
+    bottom.set(xlabel="training tokens (millions)", ylabel="learning rate")
+    bottom.set_ylim(bottom=0)
+    for axes in (top, bottom):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    fig.savefig(path, dpi=150)
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """Mean over a window of a 25th of the values around each, shorter at both ends: it does not lag."""
+    half = len(values) // 50
+    total = np.concatenate(([0.0], np.cumsum(values)))
+    reach = np.minimum(half, np.minimum(np.arange(len(values)), np.arange(len(values))[::-1]))
+    i = np.arange(len(values))
+    return (total[i + reach + 1] - total[i - reach]) / (2 * reach + 1)
+
+
+def limits(losses: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """Limits of the loss axis that leave out the fall of the first steps."""
+    low = min(losses.min(), scores.min())
+    high = max(np.quantile(losses, 0.95), scores.max())
+    margin = 0.05 * (high - low) + 0.01
+    return low - margin, high + margin

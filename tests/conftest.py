@@ -1,0 +1,9 @@
+"""For all tests: compiled programs are kept between runs, under pytest's own cache."""
+
+import jax
+
+
+def pytest_configure(config):
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -1,0 +1,94 @@
+"""A run small enough for tests of whole processes: a store of synthetic text, and a config file to launch."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from jaxlab.config import default
+from jaxlab.data.prepare import prepare
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """
+import json
+from jaxlab.config import default
+
+def get_config():
+    c = default()
+    c.update_from_flattened_dict(json.loads({changes!r}))
+    return c
+"""
+SMALL = {
+    "tokens": 16_384,
+    "data.tokenizer": "bytes",
+    "model.context": 64, "model.num_layers": 2, "model.d_model": 32, "model.num_heads": 2, "model.num_kv_heads": 2,
+    "model.head_dim": 16, "model.d_ff": 64,
+    "batch.tokens": 512, "batch.context": 64, "schedule.warmup_tokens": 2_048,
+    "evaluate.every_tokens": 4_096, "checkpoint.every_tokens": 4_096,
+}  # fmt: skip
+
+
+def make_store(folder: Path) -> dict:
+    """Prepares 60 documents of random words in `folder`; returns the config keys that point there."""
+    words, draw = [f"w{i}" for i in range(50)], random.Random(0)
+    for i in range(60):
+        (folder / f"{i:02d}.txt").write_text(" ".join(draw.choices(words, k=400)))
+    data = {"data.source": f"files:{folder}/*.txt", "data.store": str(folder / "store"), "data.archives": ""}
+    prepare(data["data.source"], "bytes", data["data.store"], validation_fraction=0.05, archives="")
+    return data
+
+
+def config(data: dict, **changes):
+    """The small config on a store; changes with __ for the dots."""
+    c = default()
+    c.update_from_flattened_dict(SMALL | data | {k.replace("__", "."): v for k, v in changes.items()})
+    return c
+
+
+def config_file(path: Path, data: dict, **changes) -> Path:
+    """The same as a file for a launcher."""
+    flat = SMALL | data | {k.replace("__", "."): v for k, v in changes.items()}
+    path.write_text(CONFIG.format(changes=json.dumps(flat)))
+    return path
+
+
+def command(name: str, *flags: str) -> list[str]:
+    return [sys.executable, "-m", f"launch.{name}", *flags]
+
+
+def environment(cache: Path | None = None, devices: int = 1) -> dict:
+    """Environment of a launched process: forced CPU devices, and a cache of compiled programs."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    if cache:
+        env |= {
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+    return env
+
+
+def launch(name: str, *flags: str, cache: Path | None = None, devices: int = 1, **options):
+    """Runs a launcher to its end; text output captured."""
+    env = environment(cache, devices)
+    return subprocess.run(command(name, *flags), cwd=ROOT, env=env, capture_output=True, text=True, **options)
+
+
+def rows(workdir: Path) -> list[dict]:
+    """Rows of metrics.jsonl without what is measured by the clock."""
+    timing = {"seconds", "data_seconds", "tokens_per_second", "utilisation"}
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines]
+
+
+def saved(workdir: Path) -> list[int]:
+    """Tokens of the complete checkpoints, in order."""
+    return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal())
+
+
+def fingerprint(workdir: Path, tokens: int | None = None) -> list[int]:
+    """Fingerprint recorded in a checkpoint, the newest unless told."""
+    step = tokens if tokens is not None else saved(workdir)[-1]
+    return json.loads((workdir / "checkpoints" / str(step) / "record" / "metadata").read_text())["fingerprint"]

@@ -1,0 +1,209 @@
+"""Checkpoints: whatever happens to the files, what comes back is what was saved, and nothing is deleted."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlab.config import InputError
+from jaxlab.train.checkpoint import Checkpoints, NonFinite, SaveFailed, check_space
+from jaxlab.train.state import Clock, State
+
+DAMAGE = {
+    "flipped byte": lambda f: f.write_bytes(flipped(f.read_bytes())),
+    "truncated": lambda f: f.write_bytes(f.read_bytes()[: f.stat().st_size // 2]),
+    "missing": lambda f: f.unlink(),
+}
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 0x10]) + content[middle + 1 :] if content else b"x"
+
+
+def state(value: float) -> State:
+    params = {"a": jnp.full((1, 300), value), "b": {"c": jnp.arange(1024.0).reshape(1, 32, 32) * value}}
+    return State(params, {"count": jnp.full((1,), int(value), jnp.int32)})
+
+
+def clock(value: int) -> Clock:
+    return Clock(value, value // 10, value // 100)
+
+
+def abstract() -> State:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(1))
+
+
+def is_equal(found: State, value: float) -> bool:
+    return all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(state(value))))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three checkpoints, at 100, 200 and 300 tokens."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    for value in (100, 200, 300):
+        checkpoints.save(state(value), clock(value), {"note": value})
+    checkpoints.close()
+    return tmp_path / "checkpoints"
+
+
+def restore(folder):
+    """(state, clock) or None, and the lines reported."""
+    lines = []
+    checkpoints = Checkpoints(folder, keep=3)
+    found = checkpoints.restore(abstract(), lines.append)
+    checkpoints.close()
+    return found, lines
+
+
+def test_restores_the_newest(folder):
+    (found, at), lines = restore(folder)
+    assert is_equal(found, 300)
+    assert at == clock(300)
+    assert lines == []
+
+
+def test_keeps_the_newest_ones(folder):
+    checkpoints = Checkpoints(folder, keep=2)
+    checkpoints.save(state(400), clock(400), {})
+    checkpoints.close()
+    assert sorted(p.name for p in folder.iterdir()) == ["300", "400"]
+
+
+def test_no_checkpoint_is_not_an_error(tmp_path):
+    assert restore(tmp_path / "none") == (None, [])
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_to_any_file_is_harmless_or_noticed(folder, tmp_path, kind):
+    """Every file of the newest checkpoint in turn: the bits that come back are right, whichever checkpoint they are
+    from, and most files matter."""
+    names = [f.relative_to(folder) for f in sorted((folder / "300").rglob("*")) if f.is_file()]
+    noticed = 0
+    for i, name in enumerate(names):
+        copy = tmp_path / f"copy{i}"
+        shutil.copytree(folder, copy)
+        DAMAGE[kind](copy / name)
+        (found, at), lines = restore(copy)
+        assert is_equal(found, at.tokens), name
+        if at.tokens == 200:
+            noticed += 1
+            assert len(lines) == 1
+            assert "checkpoint 300 is damaged" in lines[0]
+            assert "\n" not in lines[0]
+            assert (copy / "damaged-300").is_dir()
+        else:
+            assert at.tokens == 300
+            assert lines == []
+    assert noticed >= 3, f"{noticed} of {len(names)}"
+
+
+def test_flipped_data_is_noticed_by_the_fingerprint_alone(folder, monkeypatch):
+    """A reader without checksums would still not get wrong parameters past us."""
+    real = Checkpoints._restore
+
+    def restored_wrongly(self, tokens, wanted):
+        original = self._manager.restore
+
+        def altered(*args, **kwargs):
+            found = original(*args, **kwargs)
+            if tokens == 300:
+                found.state.params["a"] = found.state.params["a"].at[0, 7].add(1e-5)
+            return found
+
+        monkeypatch.setattr(self._manager, "restore", altered)
+        return real(self, tokens, wanted)
+
+    monkeypatch.setattr(Checkpoints, "_restore", restored_wrongly)
+    (found, _), lines = restore(folder)
+    assert is_equal(found, 200)
+    assert "bits differ" in lines[0]
+
+
+def test_empty_folder_and_leftovers_of_a_killed_save(folder):
+    (folder / "400").mkdir()
+    shutil.copytree(folder / "300", folder / "500.orbax-checkpoint-tmp")
+    (found, at), lines = restore(folder)
+    assert at == clock(300)
+    assert is_equal(found, 300)
+    assert len(lines) == 1
+    assert "checkpoint 400 is damaged" in lines[0]
+
+
+def test_a_set_aside_checkpoint_is_saved_again_and_may_be_damaged_again(folder):
+    for expected in (["damaged-300"], ["damaged-300", "damaged-300-2"]):
+        largest = max((f for f in (folder / "300").rglob("d/*")), key=lambda f: f.stat().st_size)
+        for file in (folder / "300" / "state").rglob("manifest.ocdbt"):
+            file.unlink()
+        checkpoints = Checkpoints(folder, keep=3)
+        _, at = checkpoints.restore(abstract(), lambda line: None)
+        assert at == clock(200)
+        checkpoints.save(state(300), clock(300), {})
+        checkpoints.close()
+        assert sorted(p.name for p in folder.glob("damaged*")) == expected
+        assert (folder / "damaged-300" / largest.relative_to(folder / "300")).exists() or len(expected) == 2
+        assert restore(folder)[0][1] == clock(300)
+
+
+def test_all_damaged_is_refused_and_everything_left_in_place(folder):
+    for file in folder.rglob("manifest.ocdbt"):
+        file.unlink()
+    before = sorted(folder.rglob("*"))
+    for _ in range(2):
+        with pytest.raises(InputError, match="all checkpoints are damaged .*300: .*another workdir"):
+            restore(folder)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_what_is_saved_is_the_state_at_the_save(tmp_path):
+    """Steps that donate the state go on while it is being written."""
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    big = State({"a": jnp.zeros((1, 2_000_000))}, {"b": jnp.zeros((1, 50, 20_000))})
+    checkpoints = Checkpoints(tmp_path / "c", keep=4)
+    for i in range(1, 41):
+        big = step(big)
+        if i % 10 == 0:
+            checkpoints.save(big, clock(i * 100), {})
+    checkpoints.wait()
+    for i in (10, 20, 30, 40):
+        found, at = checkpoints._restore(i * 100, big)  # which compares fingerprints too
+        assert {float(f(x)) for x in jax.tree.leaves(found) for f in (jnp.min, jnp.max)} == {float(i)}
+        assert at == clock(i * 100)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nothing_that_is_not_finite_is_saved(folder, bad):
+    checkpoints = Checkpoints(folder, keep=3)
+    broken = state(400)
+    broken.params["b"]["c"] = broken.params["b"]["c"].at[0, 3, 4].set(bad)
+    with pytest.raises(NonFinite, match="params/b/c is not finite at step 4, 400 tokens"):
+        checkpoints.save(broken, clock(400), {})
+    checkpoints.close()
+    assert restore(folder)[0][1] == clock(300)
+
+
+def test_a_failing_save_is_one_line(folder, monkeypatch):
+    checkpoints = Checkpoints(folder, keep=3)
+
+    def fail(*args, **kwargs):
+        raise ValueError("RESOURCE_EXHAUSTED: no space left\nand a long story")
+
+    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    with pytest.raises(SaveFailed, match=r"could not be saved \(RESOURCE_EXHAUSTED: no space left\)$"):
+        checkpoints.save(state(400), clock(400), {})
+    checkpoints.close()
+
+
+def test_space_is_checked(tmp_path, monkeypatch):
+    size = (300 + 1024 + 1) * 4
+    (tmp_path / "run" / "checkpoints" / "100").mkdir(parents=True)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3 * size))
+    check_space(tmp_path / "new", 2, abstract())
+    check_space(tmp_path / "run", 3, abstract())  # one of the four is there already
+    with pytest.raises(InputError, match=r"0\.0 MB free, and the checkpoints need 0\.0 MB"):
+        check_space(tmp_path / "new", 3, abstract())

@@ -1,0 +1,102 @@
+"""The plan of a run: every token once, stops where they are due, and the same plan from wherever it is resumed."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxlab.train.plan import calls, crossed
+from jaxlab.train.state import Clock
+
+FAR = 2**31 + 11  # beyond a 32-bit position, in tokens and, with a context of 1, in sequences
+
+
+@st.composite
+def plans(draw):
+    context = draw(st.integers(1, 4))
+    batch = context * draw(st.integers(1, 5))
+    start = draw(st.sampled_from([0, 1, FAR])) * batch
+    stops = st.one_of(st.just(0), st.integers(1, 12 * batch))
+    return {
+        "clock": Clock(start, start // context, start // batch),
+        "total_tokens": start + draw(st.integers(0, 30 * batch)),
+        "context": context,
+        "batch_tokens": batch,
+        "steps_per_call": draw(st.integers(1, 7)),
+        "stops": tuple(draw(st.lists(stops, max_size=3))),
+        "hypers": lambda tokens: {"lr": tokens, "decay": -tokens},
+    }
+
+
+def steps(plan):
+    """(first token, last token + 1, sequences, learning rate, decay) of every step, whatever the calls."""
+    b, context = plan["batch_tokens"], plan["context"]
+    found = []
+    for call in calls(**plan):
+        for i in range(call.count):
+            first, of = call.start.tokens + i * b, call.start.sequences + i * call.sequences
+            found.append((first, first + b, of, of + b // context, call.hypers["lr"][i], call.hypers["decay"][i]))
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(plans())
+def test_calls_partition_the_tokens(plan):
+    clock, b = plan["clock"], plan["batch_tokens"]
+    position = clock
+    for call in calls(**plan):
+        assert call.start == position
+        assert 1 <= call.count <= plan["steps_per_call"]
+        assert call.sequences * plan["context"] == b
+        assert call.end.tokens - call.start.tokens == call.count * b
+        assert call.end.sequences - call.start.sequences == call.count * call.sequences
+        assert all(len(values) == call.count for values in call.hypers.values())
+        position = call.end
+    assert position.tokens <= plan["total_tokens"] < position.tokens + b
+    assert position.steps == position.tokens // b
+    assert position.sequences == position.tokens // plan["context"]
+    assert all(isinstance(n, int) for n in position)
+
+
+@settings(max_examples=150, deadline=None)
+@given(plans(), st.integers(1, 50))
+def test_steps_do_not_depend_on_how_many_are_in_a_call(plan, steps_per_call):
+    assert steps(plan) == steps(plan | {"steps_per_call": steps_per_call, "stops": ()})
+
+
+@settings(max_examples=150, deadline=None)
+@given(plans())
+def test_hypers_are_those_of_the_middle_of_each_step(plan):
+    for first, last, *_, lr, decay in steps(plan):
+        assert lr == (first + last) / 2 == -decay
+
+
+@settings(max_examples=150, deadline=None)
+@given(plans())
+def test_a_call_ends_at_the_first_step_that_reaches_a_stop(plan):
+    """By brute force over all multiples."""
+    ends = {call.end.tokens for call in calls(**plan)}
+    starts_and_ends = [(first, last) for first, last, *_ in steps(plan)]
+    due = set()
+    for every in filter(None, plan["stops"]):
+        for first, last in starts_and_ends:
+            if any(token % every == 0 for token in range(first + 1, last + 1)):
+                due.add(last)
+    assert due <= ends
+    full = {call.end.tokens for call in calls(**plan) if call.count == plan["steps_per_call"]}
+    final = {starts_and_ends[-1][1]} if starts_and_ends else set()
+    assert ends == due | full | final  # and no call ends without a reason
+
+
+@settings(max_examples=100, deadline=None)
+@given(plans(), st.data())
+def test_resumed_at_the_end_of_any_call_the_rest_is_the_same(plan, data):
+    whole = list(calls(**plan))
+    i = data.draw(st.integers(0, len(whole)))
+    clock = whole[i - 1].end if i else plan["clock"]
+    assert list(calls(**plan | {"clock": clock})) == whole[i:]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**40), st.integers(0, 200), st.integers(0, 60))
+def test_crossed(before, by, every):
+    multiples = [t for t in range(before + 1, before + by + 1) if every and t % every == 0]
+    assert crossed(before, before + by, every) == bool(multiples)
