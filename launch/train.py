@@ -1,5 +1,6 @@
 """Trains a model: python -m launch.train --config=configs/demo.py --workdir=runs/demo [--config.tokens=4000000 ...]"""
 
+import logging
 import sys
 
 from absl import flags
@@ -18,6 +19,7 @@ def main(config, console) -> int:
     from jaxlab.train.loop import train
 
     parallel.keep_host_memory()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax: what matters of it is raised, and said in one line
     run = build(config)
     if _RULES.value:
         for path, spec in parallel.table(run.shardings):

@@ -1,8 +1,10 @@
 """Floating-point operations of the decoder, counted from its structure, and what devices can do.
 
 A product of [m, k] and [k, n] counts 2mkn. Attention counts the full square of positions, as plain attention computes
-it, not the causal half: a kernel that skips the upper half shows a higher utilisation for the same count. Norms,
-activations and the optimiser are left out.
+it, not the causal half: a kernel that skips the upper half shows a higher utilisation for the same count. Products
+alone are counted, as is usual for model FLOPs utilisation: recomputation, norms, softmax, activations and the optimiser
+are left out. At d_model 256 XLA's count of the unrolled model, which has the elementwise work of forward and backward
+pass, is 0.7 % (LLaMA) to 1.4 % (Chinchilla) above this one; the share falls as the model gets wider.
 """
 
 from jaxlab.model.families import parameters

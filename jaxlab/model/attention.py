@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxlab.model.linear import Linear, dot
-from jaxlab.model.norm import norm
+from jaxlab.model.norm import Norm
 
 
 class Attention(nn.Module):
@@ -28,7 +28,7 @@ class Attention(nn.Module):
 
         q, k, v = heads("query", c.num_heads), heads("key", c.num_kv_heads), heads("value", c.num_kv_heads)
         if c.qk_norm:
-            q, k = norm(c, "query_norm")(q).astype(x.dtype), norm(c, "key_norm")(k).astype(x.dtype)
+            q, k = Norm(c, name="query_norm")(q), Norm(c, name="key_norm")(k)
         if c.positions == "rotary":
             q, k = rotary(q, c.rope_theta), rotary(k, c.rope_theta)
         y = self.kernel(q, k, v).reshape(*x.shape[:-1], c.num_heads * c.head_dim)
@@ -68,8 +68,8 @@ def _chunked(q, k, v):
 def chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """`plain`, CHUNK queries at a time, each chunk with only the keys that it can see; made for CPU.
 
-    Keeps no attention weights: the gradient computes them again from the saved log-sum-exp. Of every product the large
-    [queries, keys] factor is used as it lies in memory, where automatic differentiation would transpose it.
+    Of every product in the gradient the large [queries, keys] factor is used as it lies in memory, where automatic
+    differentiation would transpose it.
     """
     groups = q.shape[2] // k.shape[2]
     k, v = (jnp.repeat(a, groups, axis=2) for a in (k, v)) if groups > 1 else (k, v)
@@ -92,32 +92,31 @@ def _scores(q, k, start):
 
 def _chunked_forward(q, k, v):
     q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
-    outs, log_sums = [], []
+    outs, kept = [], []
     for start, end in _chunks(q.shape[2]):
         scores = _scores(q[:, :, start:end], k[:, :, :end], start)
-        top = jnp.max(scores, axis=-1, keepdims=True)
-        weights = jnp.exp(scores - top)
+        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        outs.append((_product(weights.astype(v.dtype), v[:, :, :end], 3, 2) / total).astype(v.dtype))
-        log_sums.append(top + jnp.log(total))
-    out, log_sum = jnp.concatenate(outs, axis=2), jnp.concatenate(log_sums, axis=2)
-    return out.swapaxes(1, 2), (q, k, v, out, log_sum)
+        weights = weights.astype(v.dtype)
+        outs.append((_product(weights, v[:, :, :end], 3, 2) / total).astype(v.dtype))
+        kept.append((weights, total))
+    out = jnp.concatenate(outs, axis=2)
+    return out.swapaxes(1, 2), (q, k, v, out, kept)
 
 
 def _chunked_backward(residuals, d_out):
-    q, k, v, out, log_sum = residuals
+    q, k, v, out, kept = residuals
     d_out = d_out.swapaxes(1, 2)
-    delta = jnp.sum((d_out * out).astype(jnp.float32), axis=-1, keepdims=True)
     d_q, d_k, d_v = [], 0, 0
-    for start, end in _chunks(q.shape[2]):
-        here, seen = (slice(None), slice(None), slice(start, end)), (slice(None), slice(None), slice(0, end))
-        weights = jnp.exp(_scores(q[here], k[seen], start) - log_sum[here])
-        d_weights = _product(d_out[here], v[seen], 3, 3)
-        d_scores = (weights * (d_weights - delta[here])).astype(q.dtype)
-        d_q.append(_product(d_scores, k[seen], 3, 2))
+    for (start, end), (weights, total) in zip(_chunks(q.shape[2]), kept, strict=True):
+        d_here = d_out[:, :, start:end] / total  # the weights were kept before their division by `total`
+        # A product with ones, since XLA on CPU is slow to sum products.
+        delta = (d_here * out[:, :, start:end]) @ jnp.ones((out.shape[3], 1))
+        d_scores = (weights * (_product(d_here, v[:, :, :end], 3, 3) - delta)).astype(q.dtype)
+        d_q.append(_product(d_scores, k[:, :, :end], 3, 2))
         later = ((0, 0), (0, 0), (0, 0), (0, q.shape[2] - end))
-        d_k += jnp.pad(_product(q[here], d_scores, 2, 2), later)  # [b, H, h, keys]
-        d_v += jnp.pad(_product(d_out[here], weights.astype(q.dtype), 2, 2), later)
+        d_k += jnp.pad(_product(q[:, :, start:end], d_scores, 2, 2), later)  # [b, H, h, keys]
+        d_v += jnp.pad(_product(d_here.astype(v.dtype), weights, 2, 2), later)
     return jnp.concatenate(d_q, axis=2).swapaxes(1, 2), d_k.transpose(0, 3, 1, 2), d_v.transpose(0, 3, 1, 2)
 
 

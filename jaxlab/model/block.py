@@ -7,7 +7,7 @@ from flax import linen as nn
 from jaxlab.model.attention import Attention
 from jaxlab.model.feedforward import FeedForward
 from jaxlab.model.linear import dot
-from jaxlab.model.norm import norm
+from jaxlab.model.norm import Norm
 
 
 class Block(nn.Module):
@@ -15,13 +15,13 @@ class Block(nn.Module):
 
     c: object
     kernel: Callable
-    constrain: Callable
+    constrain: Callable = staticmethod(lambda x: x)
     dot: Callable = dot
 
     @nn.compact
     def __call__(self, x):
         c = self.c
-        x = x + Attention(c, self.kernel, self.dot, name="attention")(norm(c, "attention_norm")(x).astype(x.dtype))
+        x = x + Attention(c, self.kernel, self.dot, name="attention")(Norm(c, name="attention_norm")(x))
         x = self.constrain(x)
-        x = x + FeedForward(c, self.dot, name="ffn")(norm(c, "ffn_norm")(x).astype(x.dtype))
+        x = x + FeedForward(c, self.dot, name="ffn")(Norm(c, name="ffn_norm")(x))
         return self.constrain(x)

@@ -10,7 +10,7 @@ from jax import lax
 from jaxlab.model.attention import plain
 from jaxlab.model.block import Block
 from jaxlab.model.linear import dot, initializer
-from jaxlab.model.norm import norm
+from jaxlab.model.norm import Norm
 
 # By name: the stock policy "dots with no batch dimensions" saves nothing under the replicas' vmap.
 REMAT = {
@@ -42,8 +42,8 @@ class Decoder(nn.Module):
         self.embedding = self.param("embedding", embedding, (c.vocab_size, c.d_model))
         if c.positions == "learned":
             self.position_embedding = self.param("position_embedding", embedding, (c.context, c.d_model))
-        self.blocks = self.param("blocks", _stacked(self._block(), c.num_layers, c.d_model))
-        self.final_norm = norm(c, None)
+        self.blocks = self.param("blocks", _stacked(Block(c, plain, parent=None), c))
+        self.final_norm = Norm(c)
         if not c.tied:
             self.head_kernel = self.param("head", initializer(c.init_std), (c.d_model, c.vocab_size))
 
@@ -57,7 +57,7 @@ class Decoder(nn.Module):
         x = self.embedding[tokens].astype(self.dtype)
         if self.c.positions == "learned":
             x += self.position_embedding[: tokens.shape[1]].astype(self.dtype)
-        x = self.final_norm(self._layers(self.constrain(x))).astype(self.dtype)
+        x = self.final_norm(self._layers(self.constrain(x)))
         head = self.embedding if self.c.tied else self.head_kernel.T
         return x, head.astype(self.dtype)
 
@@ -79,12 +79,12 @@ class Decoder(nn.Module):
         return x
 
 
-def _stacked(block, num_layers, d_model):
+def _stacked(block: Block, c):
     """Initialiser of every layer's parameters at once: each leaf gains a leading axis of num_layers."""
 
     def init(rng):
-        x = jnp.zeros((1, 1, d_model))
-        return jax.vmap(lambda key: block.init(key, x)["params"])(jax.random.split(rng, num_layers))
+        x = jnp.zeros((1, 1, c.d_model))
+        return jax.vmap(lambda key: block.init(key, x)["params"])(jax.random.split(rng, c.num_layers))
 
     return init
 

@@ -205,7 +205,8 @@ def initial_state(model: Decoder, optimiser, *, seed: int, replicas: int) -> Cal
     """() -> State; all replicas start from the same parameters."""
 
     def init():
-        params = model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+        # As plainly as can be: parameters do not depend on how the layers are run.
+        params = Decoder(model.c).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
         state = State(params, optimiser.init(params))
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (replicas, *x.shape)), state)
 

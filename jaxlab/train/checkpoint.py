@@ -40,6 +40,10 @@ class Checkpoints:
         for (path, _), ok in zip(jax.tree_util.tree_leaves_with_path(state), sound, strict=True):
             if not ok:
                 raise NonFinite(f"{path_name(path)} is not finite at step {clock.steps:,}, {clock.tokens:,} tokens")
+        self.wait()  # as Orbax would; only then is the disk as full as it will be
+        free, size = shutil.disk_usage(self.folder).free, state_bytes(state)
+        if free < size:  # known beforehand, it is one line; met by Orbax's threads, pages of tracebacks
+            raise SaveFailed(f"{self.folder}: {free / 1e6:,.1f} MB free, and a checkpoint needs {size / 1e6:,.1f} MB")
         record = record | {"clock": list(clock), "fingerprint": bits}
         # Orbax holds views of the arrays until they are written. JAX does not let a step overwrite a buffer that has
         # been handed out: donation then falls back to a copy, also on CPU where host and device memory are the same.
@@ -67,7 +71,8 @@ class Checkpoints:
         if damaged:
             reasons = "; ".join(f"{tokens}: {reason}" for tokens, reason in damaged.items())
             raise InputError(
-                f"{self.folder}: all checkpoints are damaged ({reasons}); bring one back, or start again in another workdir"
+                f"{self.folder}: all checkpoints are damaged ({reasons}); "
+                "bring one back, or start again in another workdir"
             )
         return None
 
@@ -106,7 +111,7 @@ class Checkpoints:
 def check_space(workdir: Path, keep: int, abstract: State) -> None:
     """Raises InputError if the disk has no room for keep + 1 checkpoints (one is written before one is deleted)."""
     held = len([p for p in workdir.glob("checkpoints/*") if p.name.isdecimal()])
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+    size = state_bytes(abstract)
     needed = size * max(1, keep + 1 - held)
     existing = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
@@ -115,6 +120,11 @@ def check_space(workdir: Path, keep: int, abstract: State) -> None:
             f"workdir={workdir}: {free / 1e6:,.1f} MB free, and the checkpoints need {needed / 1e6:,.1f} MB more "
             f"(checkpoint.keep={keep} and one being written, {size / 1e6:,.1f} MB each)"
         )
+
+
+def state_bytes(state: State) -> int:
+    """Bytes of all leaves together, on whichever devices they are."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 @jax.jit

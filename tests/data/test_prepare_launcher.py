@@ -8,11 +8,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
-from ml_collections import ConfigDict
+from jaxlab.config import default
 
 def get_config():
-    data = {{"source": "files:{folder}/*.txt", "tokenizer": "bytes", "store": "{folder}/store"}}
-    return ConfigDict({{"data": data | {{"archives": "", "tfds_dir": "", "validation_fraction": 0.5}}}})
+    c = default()
+    c.data.source, c.data.tokenizer = "files:{folder}/*.txt", "bytes"
+    c.data.store, c.data.archives, c.data.validation_fraction = "{folder}/store", "", 0.5
+    return c
 """
 
 
@@ -23,7 +25,7 @@ def launch(tmp_path):
         (tmp_path / f"{name}.txt").write_text(name * 10)
 
     def run(*flags):
-        command = [sys.executable, "launch/prepare.py", f"--config={tmp_path}/config.py", *flags]
+        command = [sys.executable, "-m", "launch.prepare", f"--config={tmp_path}/config.py", *flags]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
     return run

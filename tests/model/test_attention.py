@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 
 from jaxlab.model import attention
 from jaxlab.model.decoder import Decoder
+from tests.model import reference
 
 KERNELS = {"plain": attention.plain, "chunked": attention.chunked, "xla": attention.fused("xla")}
-SHAPES = [(1, 4, 4), (2, 4, 2), (63, 2, 1), (127, 2, 2), (128, 4, 1), (129, 4, 2), (200, 2, 2)]  # length, H, K
+SHAPES = [(1, 4, 4), (2, 4, 2), (63, 2, 1), (127, 2, 2), (128, 4, 1), (129, 4, 2), (300, 2, 1)]  # length, H, K
 
 
 def inputs(length, heads, kv_heads, head_dim=6):
@@ -43,16 +43,27 @@ def test_kernel_equals_the_loop(kernel, shape):
     np.testing.assert_allclose(y, by_position(q, k, v), atol=2e-5)  # float32: scores up to 20, values up to 6
 
 
+def gradient(kernel, qkv):
+    """Of a sum over replicas, which are mapped as in the trainer: qkv [M, b, L, heads, head_dim]."""
+    return jax.jit(jax.grad(lambda qkv: jnp.sin(jax.vmap(KERNELS[kernel])(*qkv).astype(jnp.float32)).sum()))(qkv)
+
+
 @pytest.mark.parametrize("kernel", ["chunked", "xla"])
-@pytest.mark.parametrize("shape", [(5, 4, 2), (129, 4, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 4, 2), (129, 4, 2), (300, 2, 2)], ids=str)
 def test_gradients_equal_those_of_plain(kernel, shape):
-    qkv = inputs(*shape)
-
-    def gradient(kernel):
-        return jax.jit(jax.grad(lambda qkv: (jnp.sin(KERNELS[kernel](*qkv))).sum()))(qkv)
-
-    for g, wanted in zip(gradient(kernel), gradient("plain"), strict=True):
+    qkv = [a[:, None] for a in inputs(*shape)]
+    for g, wanted in zip(gradient(kernel, qkv), gradient("plain", qkv), strict=True):
         np.testing.assert_allclose(g, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_bfloat16_gradients_are_close_to_float32(kernel):
+    """Weights and their gradients are rounded to 2^-9 and summed: 3 % of the largest value."""
+    qkv = [jnp.bfloat16(a[:, None] / 2) for a in inputs(129, 4, 2)]
+    exact = gradient("plain", [jnp.float32(a) for a in qkv])
+    for g, wanted in zip(gradient(kernel, qkv), exact, strict=True):
+        assert g.dtype == jnp.bfloat16
+        assert np.abs(np.float32(g) - wanted).max() < 0.03 * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

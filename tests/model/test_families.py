@@ -6,12 +6,12 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-import reference
 from ml_collections import FrozenConfigDict
 
 from jaxlab.config import default
 from jaxlab.model.decoder import Decoder
 from jaxlab.model.families import ARCHITECTURES, SIZES, model, parameters
+from tests.model import reference
 
 
 def count(family, size, **changes):
@@ -111,13 +111,11 @@ def test_every_size_is_what_is_initialised(family):
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("ffn", ["gelu", "swiglu"])
 def test_every_combination_of_flags_is_what_is_initialised(norm, ffn):
-    flags = itertools.product(
-        (True, False), (True, False), (True, False), ("learned", "rotary"), ((8, 2, 6), (4, 4, 4))
-    )
-    for qk_norm, tied, use_bias, positions, (heads, kv_heads, head_dim) in flags:
+    shapes = {"learned": (8, 2, 6), "rotary": (4, 4, 4)}
+    for *flags, positions in itertools.product((True, False), (True, False), (True, False), shapes):
         c = reference.tiny(
-            norm=norm, ffn=ffn, qk_norm=qk_norm, tied=tied, use_bias=use_bias, positions=positions,
-            num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim,
+            norm=norm, ffn=ffn, positions=positions, **dict(zip(("qk_norm", "tied", "use_bias"), flags, strict=True)),
+            **dict(zip(("num_heads", "num_kv_heads", "head_dim"), shapes[positions], strict=True)),
         )  # fmt: skip
         n = parameters(c)
         assert n["total"] == initialised(c), dict(c)

@@ -8,11 +8,12 @@ from contextlib import redirect_stdout
 import jax
 import numpy as np
 import pytest
-import reference
 from jax.ad_checkpoint import print_saved_residuals
 
 from jaxlab.model.decoder import Decoder
 from jaxlab.train.build import objective
+from tests.model import reference
+from tests.quick import OPTIONS
 
 TOKENS = np.random.default_rng(1).integers(0, 29, (2, 2, 13)).astype(np.int32)  # two replicas
 SMALL = {
@@ -24,12 +25,14 @@ SMALL = {
 def gradients(c, params, **options):
     """Objective and gradients of two replicas with the same parameters and other tokens, as the trainer maps them."""
     grad = jax.value_and_grad(objective(Decoder(c, **options), 256), has_aux=True)
-    return jax.jit(jax.vmap(grad, in_axes=(None, 0)))(params, TOKENS)
+    return jax.jit(jax.vmap(grad, in_axes=(None, 0)), compiler_options=OPTIONS)(params, TOKENS)
 
 
 def assert_close(a, b, relative):
+    """To a share of the leaf's largest value, and of the whole tree's: some gradients are zero but for rounding."""
+    largest = max(np.abs(y).max() for y in jax.tree.leaves(b))
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert np.abs(x - y).max() <= relative * np.abs(y).max()
+        assert np.abs(x - y).max() <= relative * np.abs(y).max() + 1e-6 * largest
 
 
 def test_scanned_and_unrolled_start_from_the_same_parameters():

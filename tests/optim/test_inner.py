@@ -1,5 +1,7 @@
 """AdamW against a float64 AdamW in numpy, and against optax."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 import pytest
 
 from jaxlab.optim.inner import adamw, matrices
+from tests.quick import OPTIONS
 
 STEPS = 20
 DECAYED = {("layer", "kernel"), ("embedding",), ("position_embedding",), ("head",)}
@@ -63,7 +66,7 @@ def run(optimiser, params, grads, decay):
     params, grads = jax.tree.map(jnp.asarray, (params, grads))
     state = optimiser.init(params)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=OPTIONS)
     def step(params, state, gradient, lr, decay):
         updates, state = optimiser.update(gradient, state, params, lr=lr, decay=decay)
         return optax.apply_updates(params, updates), state
@@ -79,7 +82,7 @@ def run(optimiser, params, grads, decay):
 @pytest.mark.parametrize("clip", [0.0, 1.0, 1e3], ids=["no clip", "clip", "clip never reached"])
 def test_twenty_steps(clip, mask, reading):
     params, grads = problem()
-    sizes = [optax.global_norm(g) for g in grads]
+    sizes = [np.sqrt(sum((a**2).sum() for a in jax.tree.leaves(g))) for g in grads]
     assert min(sizes) < 1 < max(sizes) < 1e3
     decay = DECAY if reading == "independent" else 0.1 * LR
     options = {"b1": 0.9, "b2": 0.97, "eps": 1e-2, "clip": clip}  # an epsilon that matters

@@ -19,7 +19,8 @@ KINDS = {
     "cosine": {"name": "cosine", "warmup_tokens": 100_000, "final_fraction": 0.05},
     **{
         f"wsd-{shape}": {
-            "name": "wsd", "warmup_tokens": 50_000, "decay_tokens": 200_000, "decay_shape": shape, "final_fraction": 0.1,
+            "name": "wsd", "warmup_tokens": 50_000, "decay_tokens": 200_000, "decay_shape": shape,
+            "final_fraction": 0.1,
         }
         for shape in SHAPES
     },

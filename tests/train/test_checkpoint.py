@@ -5,6 +5,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxlab.config import InputError
@@ -24,7 +25,7 @@ def flipped(content: bytes) -> bytes:
 
 
 def state(value: float) -> State:
-    params = {"a": jnp.full((1, 300), value), "b": {"c": jnp.arange(1024.0).reshape(1, 32, 32) * value}}
+    params = {"a": jnp.full((1, 300), float(value)), "b": {"c": jnp.arange(1024.0).reshape(1, 32, 32) * value}}
     return State(params, {"count": jnp.full((1,), int(value), jnp.int32)})
 
 
@@ -103,21 +104,15 @@ def test_damage_to_any_file_is_harmless_or_noticed(folder, tmp_path, kind):
 
 def test_flipped_data_is_noticed_by_the_fingerprint_alone(folder, monkeypatch):
     """A reader without checksums would still not get wrong parameters past us."""
-    real = Checkpoints._restore
+    real = ocp.CheckpointManager.restore
 
-    def restored_wrongly(self, tokens, wanted):
-        original = self._manager.restore
+    def altered(self, step, **kwargs):
+        found = real(self, step, **kwargs)
+        if step == 300:
+            found.state.params["a"] = found.state.params["a"].at[0, 7].add(1e-4)
+        return found
 
-        def altered(*args, **kwargs):
-            found = original(*args, **kwargs)
-            if tokens == 300:
-                found.state.params["a"] = found.state.params["a"].at[0, 7].add(1e-5)
-            return found
-
-        monkeypatch.setattr(self._manager, "restore", altered)
-        return real(self, tokens, wanted)
-
-    monkeypatch.setattr(Checkpoints, "_restore", restored_wrongly)
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", altered)
     (found, _), lines = restore(folder)
     assert is_equal(found, 200)
     assert "bits differ" in lines[0]
@@ -153,7 +148,7 @@ def test_all_damaged_is_refused_and_everything_left_in_place(folder):
         file.unlink()
     before = sorted(folder.rglob("*"))
     for _ in range(2):
-        with pytest.raises(InputError, match="all checkpoints are damaged .*300: .*another workdir"):
+        with pytest.raises(InputError, match=r"all checkpoints are damaged .*300: .*another workdir"):
             restore(folder)
     assert sorted(folder.rglob("*")) == before
 
@@ -196,6 +191,16 @@ def test_a_failing_save_is_one_line(folder, monkeypatch):
     with pytest.raises(SaveFailed, match=r"could not be saved \(RESOURCE_EXHAUSTED: no space left\)$"):
         checkpoints.save(state(400), clock(400), {})
     checkpoints.close()
+
+
+def test_a_disk_that_has_filled_up_is_one_line(folder, monkeypatch):
+    checkpoints = Checkpoints(folder, keep=3)
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000))
+    with pytest.raises(SaveFailed, match=r"0\.0 MB free, and a checkpoint needs 0\.0 MB$"):
+        checkpoints.save(state(400), clock(400), {})
+    checkpoints.close()
+    assert restore(folder)[0][1] == clock(300)
 
 
 def test_space_is_checked(tmp_path, monkeypatch):

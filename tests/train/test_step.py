@@ -15,17 +15,18 @@ from jaxlab.optim.inner import adamw
 from jaxlab.train.build import initial_state, objective
 from jaxlab.train.state import State
 from jaxlab.train.step import accumulate, inner_steps
+from tests.quick import OPTIONS
 
 SMALL = {"vocab_size": 29, "context": 12, "num_layers": 1, "d_model": 16, "num_heads": 2, "num_kv_heads": 2}
 SMALL |= {"head_dim": 8, "d_ff": 24, "norm_eps": 0.03, "z_loss": 0.01, "positions": "learned", "qk_norm": False}
 MODEL = Decoder(FrozenConfigDict(default().model.to_dict() | SMALL))
 LOSS = objective(MODEL, 256)
 OPTIMISER = adamw(b1=0.9, b2=0.99, eps=1e-8, clip=1.0)
-STEP = jax.jit(inner_steps(LOSS, OPTIMISER, spmd_axis_name="replica"), donate_argnums=0)
+STEP = jax.jit(inner_steps(LOSS, OPTIMISER, spmd_axis_name="replica"), donate_argnums=0, compiler_options=OPTIONS)
 
 
-START = {m: jax.jit(initial_state(MODEL, OPTIMISER, seed=0, replicas=m)) for m in (1, 2)}
-GRADIENT = jax.jit(jax.grad(LOSS, has_aux=True))
+START = {m: jax.jit(initial_state(MODEL, OPTIMISER, seed=0, replicas=m), compiler_options=OPTIONS) for m in (1, 2)}
+GRADIENT = jax.jit(jax.grad(LOSS, has_aux=True), compiler_options=OPTIONS)
 
 
 def start(replicas=1):
@@ -69,7 +70,7 @@ def test_micro_batches_equal_one_batch():
     params, rows = first_replica(start().params), batches(8)
     counts = [(rows[i : i + 2, 1:] >= 0).sum() for i in range(0, 8, 2)]
     assert max(counts) > 1.5 * min(counts)
-    gradient = jax.jit(partial(accumulate, LOSS))
+    gradient = jax.jit(partial(accumulate, LOSS), compiler_options=OPTIONS)
     whole = gradient(params, rows[None])
     assert_close(gradient(params, rows.reshape(4, 2, 13)), whole, 1e-5)  # float32 sums in another order
     assert_close(whole, GRADIENT(params, rows), 1e-6)

@@ -1,0 +1,146 @@
+"""The config's checks: every rule is about an existing key, every message names key, value and what is allowed."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from jaxlab.config import (
+    CHOICES,
+    NOT_NEGATIVE,
+    POSITIVE,
+    RESUMABLE,
+    InputError,
+    check,
+    default,
+    differences,
+    flatten,
+    get,
+)
+
+# Values that the messages below are about, whatever the defaults.
+BASE = {
+    "seed": 0, "tokens": 2_000_000, "replicas": 1, "batch.tokens": 8_192, "batch.context": 256, "batch.micro_tokens": 0,
+    "model.context": 256, "model.d_model": 128, "model.num_heads": 4, "model.num_kv_heads": 4, "model.head_dim": 32,
+    "model.d_ff": 512, "model.positions": "rotary", "compute.loss_chunk": 256, "mesh.replica": 1,
+    "schedule.name": "cosine", "schedule.warmup_tokens": 100_000, "schedule.decay_tokens": 0, "data.source": "news",
+}  # fmt: skip
+
+
+def changed(changes: dict) -> ConfigDict:
+    c = default()
+    c.update_from_flattened_dict(BASE | changes)
+    return c
+
+
+def message(changes: dict) -> str:
+    with pytest.raises(InputError) as error:
+        check(changed(changes))
+    return str(error.value)
+
+
+def test_the_defaults_pass():
+    check(default())
+
+
+def test_every_rule_is_about_an_existing_key():
+    keys = flatten(default())
+    assert keys.keys() >= CHOICES.keys() | {*POSITIVE, *NOT_NEGATIVE}
+    for key in RESUMABLE:
+        assert key in keys or isinstance(get(default(), key), ConfigDict)
+
+
+def test_every_number_has_a_rule_or_is_free_to_be_anything():
+    numbers = {k for k, v in flatten(default()).items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    fractions = {"optim.b1", "optim.b2", "schedule.final_fraction", "data.validation_fraction"}
+    unchecked = numbers - {*POSITIVE, *NOT_NEGATIVE} - fractions
+    assert unchecked == {"mesh.data", "model.norm_eps", "model.rope_theta"}
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_choices(key):
+    assert get(default(), key) in CHOICES[key]
+    said = message({key: "other"})
+    assert said.startswith(f"{key}='other': must be one of ")
+    assert all(choice in said for choice in CHOICES[key])
+
+
+@pytest.mark.parametrize("key", POSITIVE)
+def test_positive(key):
+    kind = type(get(default(), key))
+    assert message({key: kind(0)}) == f"{key}={kind(0)}: must be above 0"
+
+
+@pytest.mark.parametrize("key", NOT_NEGATIVE)
+def test_not_negative(key):
+    kind = type(get(default(), key))
+    assert message({key: kind(-1)}) == f"{key}={kind(-1)}: must not be negative"
+
+
+@pytest.mark.parametrize("key", ["optim.b1", "optim.b2", "schedule.final_fraction", "data.validation_fraction"])
+def test_fractions(key):
+    for value in (-0.1, 1.0):
+        assert message({key: value}) == f"{key}={value}: must be in [0, 1)"
+    check(changed({key: 0.0}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.d_model": 130}, "model.d_model=130: must be divisible by model.num_heads=4"),
+        ({"model.num_kv_heads": 3}, "model.num_heads=4: must be divisible by model.num_kv_heads=3"),
+        ({"model.head_dim": 33}, "model.head_dim=33: must be even with rotary positions"),
+        ({"batch.context": 512}, "batch.context=512: longer than the model's positions, model.context=256"),
+        ({"compute.loss_chunk": 100}, "compute.loss_chunk=100: must divide batch.context=256"),
+        ({"batch.tokens": 8_193}, "batch.tokens=8193: must be a multiple of batch.context=256"),
+        ({"batch.micro_tokens": 100}, "batch.micro_tokens=100: must be a multiple of batch.context=256"),
+        ({"replicas": 3}, "batch.tokens=8192: must be a multiple of replicas x batch.context = 768"),
+        ({"batch.micro_tokens": 768}, "batch.tokens=8192: must be a multiple of replicas x batch.micro_tokens = 768"),
+        ({"tokens": 8_191, "schedule.warmup_tokens": 0}, "tokens=8191: less than one batch, batch.tokens=8192"),
+        ({"replicas": 4, "mesh.replica": 3}, "mesh.replica=3: must divide replicas=4"),
+        ({"schedule.name": "wsd"}, "schedule.decay_tokens=0: wsd needs the length of its decay"),
+        (
+            {"schedule.warmup_tokens": 1_500_000, "schedule.decay_tokens": 600_000},
+            "schedule.warmup_tokens=1500000 + decay_tokens=600000: more than the run's tokens=2000000",
+        ),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_values_that_do_not_fit_together(changes, said):
+    assert message(changes) == said
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.head_dim": 33, "model.positions": "learned"},
+        {"compute.loss_chunk": 1_000},
+        {"batch.micro_tokens": 2_048, "replicas": 4},
+        {"tokens": 8_192, "schedule.warmup_tokens": 8_192},
+        {"replicas": 1, "mesh.replica": 2},
+        {"model.num_kv_heads": 1, "model.head_dim": 6},
+        {"schedule.name": "wsd", "schedule.decay_tokens": 1_900_000},
+    ],
+    ids=lambda changes: ", ".join(changes),
+)
+def test_values_at_the_edge_pass(changes):
+    check(changed(changes))
+
+
+def test_flatten_has_every_key_once_in_order():
+    flat = flatten(default())
+    assert list(flat) == sorted(flat)  # as ConfigDict iterates
+    assert len(flat) == len([line for line in str(default()).splitlines() if not line.endswith(":")])
+    assert not any(isinstance(value, ConfigDict) for value in flat.values())
+    assert all(get(default(), key) == value for key, value in flat.items())
+
+
+def test_differences_names_what_may_not_change_and_nothing_else():
+    old = flatten(changed({}))
+    assert differences(old, dict(old)) == []
+    assert differences(old, old | {"seed": 1, "model.d_ff": 256}) == ["model.d_ff: 512 -> 256", "seed: 0 -> 1"]
+    assert differences(old, old | {"model.new": 3}) == ["model.new: absent -> 3"]
+    assert differences({**old, "model.gone": 3}, old) == ["model.gone: 3 -> absent"]
+    moved = {"mesh.tensor": 4, "compute.remat": "full", "checkpoint.keep": 9, "log.tensorboard": "other"}
+    moved |= {"data.store": "gs://elsewhere", "data.archives": "/", "data.tfds_dir": "/"}
+    assert differences(old, old | moved) == []
+    assert differences(old, old | {"data.source": "docs"}) == ["data.source: news -> docs"]
+    assert differences({"computer": 1, "logs": 2}, {}) == ["computer: 1 -> absent", "logs: 2 -> absent"]

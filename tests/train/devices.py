@@ -1,0 +1,132 @@
+"""What runs look like on eight forced CPU devices: python -m tests.train.devices STORE_KEYS_AS_JSON OUT.json
+
+A process of its own, since the number of devices is fixed when JAX starts; test_devices.py reads what it writes.
+"""
+
+import json
+import re
+import sys
+
+import jax
+import numpy as np
+
+from jaxlab import parallel
+from jaxlab.train.build import build
+from jaxlab.train.state import Clock
+from tests import tiny
+
+# Sizes that occur nowhere else in the shapes, so that a dimension of 40 (or 40 x 24 tokens) in the compiled program
+# is the batch, whole. Divisible by 8 devices.
+SEQUENCES, CONTEXT, STEPS = 40, 24, 4
+SHAPE = {
+    "tokens": SEQUENCES * CONTEXT * STEPS, "batch.tokens": SEQUENCES * CONTEXT, "batch.context": CONTEXT,
+    "model.context": CONTEXT, "model.num_heads": 4, "model.num_kv_heads": 4, "model.head_dim": 16, "model.d_model": 64,
+    "model.d_ff": 256, "model.vocab_size": 512, "schedule.warmup_tokens": 0, "compute.attention": "plain",
+    "compute.layers": "scan", "schedule.peak_lr": 1e-3,
+}  # fmt: skip
+CASES = {  # name: (replicas, mesh replica x data x tensor, fsdp)
+    "1 device": (1, (1, 1, 1), True),
+    "data 8": (1, (1, 8, 1), True),
+    "data 8, no fsdp": (1, (1, 8, 1), False),
+    "data 4 x tensor 2": (1, (1, 4, 2), True),
+    "data 2 x tensor 4": (1, (1, 2, 4), True),
+    "replica 2 x data 4": (1, (2, 4, 1), True),
+    "2 replicas on 1 device": (2, (1, 1, 1), True),
+    "2 replicas on replica 2 x data 4": (2, (2, 4, 1), True),
+}
+
+EVALUATED = ((1, 1, 1), (1, 4, 2))
+
+
+def measure(data: dict, replicas: int, mesh: tuple, fsdp: bool) -> dict:
+    """Losses of all steps, and what the compiled program says about one device."""
+    config = tiny.config(data | SHAPE, replicas=replicas, mesh__fsdp=fsdp)
+    config.mesh.replica, config.mesh.data, config.mesh.tensor = mesh
+    run = build(config)
+    text, memory = run.compiled.as_text(), run.compiled.memory_analysis()
+    state, losses = run.init(), []
+    for call in run.calls(Clock()):
+        state, metrics = run.compiled(state, *run.arguments(call))
+        losses.append(float(np.mean(jax.device_get(metrics["loss"]))))
+    return {
+        "losses": losses,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temp_bytes": memory.temp_size_in_bytes,
+        "state_bytes": sum(x.nbytes for x in jax.tree.leaves(state)),
+        "dots": dot_shapes(text),
+        "collectives": collectives(text),
+        "shards": {
+            parallel.path_name(path): (x.shape, x.addressable_shards[0].data.shape, str(tuple(x.sharding.spec)))
+            for path, x in jax.tree_util.tree_leaves_with_path(state)
+        },
+        "loss": run.evaluate(state)["loss"] if mesh in EVALUATED else None,
+    }  # fmt: skip
+
+
+def dot_shapes(text: str) -> list[list[list[int]]]:
+    """Shapes of result and operands of every matrix product in the text of a compiled program."""
+    shapes = {}
+    for name, dims in re.findall(r"%([\w.-]+) = \w+\[([\d,]*)\]", text):
+        shapes[name] = [int(d) for d in dims.split(",") if d]
+    for name, dims in re.findall(r"([\w.-]+): \w+\[([\d,]*)\]", text):  # parameters of computations
+        shapes.setdefault(name, [int(d) for d in dims.split(",") if d])
+    found = []
+    for line in text.splitlines():
+        product = re.match(r"\s*(?:ROOT )?%([\w.-]+) = .* dot\((.*?)\),", line)
+        if product:
+            operands = re.findall(r"%([\w.-]+)", product[2])
+            found.append([shapes[product[1]], *(shapes[o] for o in operands if o in shapes)])
+    return found
+
+
+def collectives(text: str) -> list[dict]:
+    """{"name", "groups", "elements"} of every collective: the groups of devices (positions in the mesh) that exchange,
+    and the size of the largest result."""
+    found = []
+    for line in text.splitlines():
+        kind = re.search(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", line)
+        if not kind:
+            continue
+        results = re.findall(r"\w+\[([\d,]*)\]", line[: kind.start()])
+        elements = max(int(np.prod(numbers(dims))) for dims in results)
+        found.append({"name": kind[1], "groups": groups(line), "elements": elements})
+    return found
+
+
+def groups(line: str) -> list[list[int]]:
+    """Groups of devices of a collective, in its three spellings: {{0,1},{2,3}}; [2,4]<=[4,2]T(1,0); and as axes of a
+    mesh, mesh['a'=2,'b'=4], device_ids=([2,4]T(1,0)) {'b'}."""
+    if spelled := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", line):
+        return [[int(d) for d in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", spelled[1])]
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        return device_ids(iota[2], iota[3]).reshape(numbers(iota[1])).tolist()
+    found = re.search(
+        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}", line
+    )
+    axes = re.findall(r"'(\w+)'=(\d+)", found[1])
+    exchanged = re.findall(r"'(\w+)'", found[4])
+    if ":" in found[4]:
+        raise ValueError(f"axes in parts are not understood: {found[0]}")
+    sizes = [int(size) for _, size in axes]
+    ids = device_ids(found[2] or str(np.prod(sizes)), found[3]).reshape(sizes)
+    last = [i for i, (name, _) in enumerate(axes) if name in exchanged]
+    first = [i for i in range(len(axes)) if i not in last]
+    width = int(np.prod([sizes[i] for i in last]))
+    return ids.transpose(first + last).reshape(-1, width).tolist()
+
+
+def device_ids(dims: str, order: str | None) -> np.ndarray:
+    ids = np.arange(np.prod(numbers(dims))).reshape(numbers(dims))
+    return ids.transpose(numbers(order)) if order else ids
+
+
+def numbers(text: str) -> list[int]:
+    return [int(d) for d in text.split(",") if d]
+
+
+if __name__ == "__main__":
+    keys, out = json.loads(sys.argv[1]), sys.argv[2]
+    wanted = sys.argv[3:] or CASES
+    results = {name: measure(keys, *CASES[name]) for name in wanted}
+    with open(out, "w") as file:
+        json.dump(results, file)

@@ -1,0 +1,129 @@
+"""Eight devices compute what one computes, and each only its share: shapes read from the compiled programs."""
+
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh
+from ml_collections import FrozenConfigDict
+
+from jaxlab import parallel
+from jaxlab.config import InputError
+from jaxlab.model.decoder import Decoder
+from jaxlab.model.families import SIZES, model
+from jaxlab.optim.inner import adamw
+from jaxlab.train.build import initial_state
+from tests import tiny
+from tests.train.devices import CASES, CONTEXT, SEQUENCES, groups
+
+MANY = [name for name in CASES if "1 device" not in name]
+TOLERANCE = 2e-5  # nats: float32 sums in another order, over four steps of Adam
+
+
+def reference(name: str) -> str:
+    return "2 replicas on 1 device" if name.startswith("2 replicas") else "1 device"
+
+
+@pytest.fixture(scope="module")
+def results(data, tmp_path_factory, request):
+    out = tmp_path_factory.mktemp("devices") / "out.json"
+    command = [sys.executable, "-m", "tests.train.devices", json.dumps(data), str(out)]
+    env = tiny.environment(request.config.cache.mkdir("jax"), devices=8)
+    done = subprocess.run(command, cwd=tiny.ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MANY)
+def test_losses_are_those_of_one_device(results, name):
+    expected = results[reference(name)]
+    assert results[name]["losses"] == pytest.approx(expected["losses"], abs=TOLERANCE)
+    if results[name]["loss"]:
+        assert results[name]["loss"] == pytest.approx(expected["loss"], abs=TOLERANCE)
+    assert expected["losses"][0] - expected["losses"][-1] > 0.01  # it learns: equality says something
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_no_product_has_the_whole_batch(results, name):
+    replicas, (over_replica, over_data, _), _ = CASES[name]
+    share = over_data * (1 if replicas > 1 else over_replica)
+    whole = SEQUENCES // replicas
+    assert whole % share == 0
+    products = results[name]["dots"]
+    assert len(products) > 10
+    sizes = {size for product in products for shape in product for size in shape}
+    assert not sizes & {whole, whole * CONTEXT, SEQUENCES, SEQUENCES * CONTEXT}
+    assert sizes & {whole // share, whole // share * CONTEXT}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_every_device_holds_its_share_of_the_state(results, name):
+    _, mesh, fsdp = CASES[name]
+    axes = dict(zip(("replica", "data", "tensor"), mesh, strict=True))
+    total = 0
+    for path, (shape, shard, spec) in results[name]["shards"].items():
+        spec = re.findall(r"'(\w+)'|(None)", spec)
+        expected = [size // axes.get(axis[0], 1) for size, axis in zip(shape, spec, strict=True)]
+        assert shard == expected, path
+        size = 4
+        for n in shard:
+            size *= n
+        total += size
+    batch = SEQUENCES * (CONTEXT + 1) * 4
+    assert results[name]["argument_bytes"] <= total + batch + 1024
+    if fsdp and "tensor" not in name:
+        assert total <= 1.1 * results[name]["state_bytes"] / 8 * (2 if name == "replica 2 x data 4" else 1)
+
+
+def test_activations_are_shared_out(results):
+    one, many = results["1 device"]["temp_bytes"], results["data 8"]["temp_bytes"]
+    assert many < one / 3  # gathered parameters and gradients are not an eighth
+
+
+def test_replicas_exchange_nothing_but_metrics(results):
+    """Between the replicas, the inner steps add up the three numbers that they report, and nothing else."""
+    found = results["2 replicas on replica 2 x data 4"]["collectives"]
+    crossing = [c for c in found if any(len({device // 4 for device in group}) > 1 for group in c["groups"])]
+    assert len(found) - len(crossing) > 5
+    assert [c["elements"] for c in crossing] in ([], [1]), crossing
+
+
+def test_every_family_has_a_rule_for_every_parameter():
+    """On a mesh of the smallest published shape of each family, without its arrays."""
+    for family, sizes in SIZES.items():
+        c = FrozenConfigDict(model(family, next(iter(sizes))))
+        decoder = Decoder(c)
+        init = initial_state(decoder, adamw(b1=0.9, b2=0.99, eps=1e-8), seed=0, replicas=1)
+        shapes = jax.eval_shape(init)
+        mesh = parallel.mesh(1, 1, 1)
+        shardings = parallel.state_shardings(shapes, mesh, replicas=1, fsdp=True)
+        specs = dict(parallel.table(shardings))
+        assert len(specs) == len(jax.tree.leaves(shapes))
+        for name, spec in specs.items():
+            if "kernel" in name or "embedding" in name or name.endswith("head"):
+                assert "'data'" in spec, (family, name)
+                assert "'tensor'" in spec, (family, name)
+
+
+def test_a_parameter_without_a_rule_is_refused():
+    tree = {"mystery": jax.ShapeDtypeStruct((1, 4), "float32")}
+    with pytest.raises(InputError, match="parameter mystery: no sharding rule matches"):
+        parallel.state_shardings(tree, parallel.mesh(1, 1, 1), replicas=1, fsdp=True)
+
+
+def test_an_axis_that_does_not_divide_is_refused():
+    mesh = AbstractMesh((1, 2, 4), parallel.AXES)
+    tree = {"up": {"kernel": jax.ShapeDtypeStruct((1, 3, 32, 66), "float32")}}
+    with pytest.raises(InputError, match=r"mesh.tensor=4: does not divide parameter up/kernel of shape \(3, 32, 66\)"):
+        parallel.state_shardings(tree, mesh, replicas=1, fsdp=True)
+
+
+def test_groups_of_devices_are_read_in_every_spelling():
+    assert groups("all-reduce(x), replica_groups={{0,2},{1,3}}, ") == [[0, 2], [1, 3]]
+    assert groups("x, replica_groups=[2,2]<=[2,2]T(1,0), ") == [[0, 2], [1, 3]]
+    assert groups("x, replica_groups=mesh['a'=2,'b'=2] {'a'}, ") == [[0, 2], [1, 3]]
+    assert groups("x, replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}, ") == [[0, 2], [1, 3]]

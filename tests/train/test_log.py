@@ -1,0 +1,112 @@
+"""Logs: the files agree with each other, also after a restart, and a person sees what happens."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tensorboardX.proto.event_pb2 import Event
+
+from jaxlab.train import log as log_module
+from jaxlab.train import report
+from jaxlab.train.log import Log, read
+
+
+def open_log(workdir, start=0, console=None):
+    return Log(workdir, console or Console(quiet=True), total_tokens=1_000, start_tokens=start, tensorboard=True)
+
+
+def events(workdir) -> dict:
+    """{(name, tokens): value} as TensorBoard shows them: a restart discards what later steps an earlier file had."""
+    found = {}
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        content, at = path.read_bytes(), 0
+        while at < len(content):  # records: length, its checksum, content, its checksum
+            (length,) = struct.unpack("<Q", content[at : at + 8])
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            at += 16 + length
+            if event.HasField("session_log"):
+                found = {key: value for key, value in found.items() if key[1] < event.step}
+            for value in event.summary.value:
+                found[value.tag, event.step] = value.simple_value
+    return found
+
+
+def test_tensorboard_and_rows_agree_after_restarts(tmp_path):
+    for start, end in ((0, 500), (300, 700), (0, 200), (200, 1_000)):
+        log = open_log(tmp_path, start)
+        for tokens in range(start + 100, end + 100, 100):
+            log.row("train", tokens // 100, tokens, {"loss": start + tokens / 7, "lr": 0.5})
+            if tokens % 200 == 0:
+                log.row("eval", tokens // 100, tokens, {"loss": tokens / 3})
+        log.flush()
+        log.close()
+    rows = read(tmp_path / "metrics.jsonl")
+    assert [r["tokens"] for r in rows if r["kind"] == "train"] == list(range(100, 1_001, 100))
+    expected = {
+        (f"{r['kind']}/{name}", r["tokens"]): r[name] for r in rows for name in r.keys() - {"kind", "steps", "tokens"}
+    }
+    shown = events(tmp_path)
+    assert shown.keys() == expected.keys()
+    for key, value in expected.items():
+        assert shown[key] == pytest.approx(value, rel=1e-6)
+
+
+def test_flushed_rows_survive_without_closing(tmp_path):
+    log = open_log(tmp_path)
+    log.row("train", 1, 100, {"loss": 2.0})
+    log.flush()
+    assert events(tmp_path) == {("train/loss", 100): 2.0}
+    assert read(log.path) == [{"kind": "train", "steps": 1, "tokens": 100, "loss": 2.0}]
+    log.close()
+
+
+def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
+    log = open_log(tmp_path)
+    log.row("train", 1, 100, {"loss": 2.0})
+    log.close()
+    with log.path.open("a") as file:
+        file.write('{"kind": "train", "ste')
+    log = open_log(tmp_path, 100)
+    log.row("train", 2, 200, {"loss": 1.0})
+    log.close()
+    assert [r["steps"] for r in read(log.path)] == [1, 2]
+    assert len(log.path.read_text().splitlines()) == 2
+
+
+def test_without_a_terminal_a_line_now_and_then(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(log_module.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    log = open_log(tmp_path, console=Console(file=out, width=40))
+    for tokens in range(1, 1_001):
+        now[0] += 0.1
+        log.progress(tokens, "loss 1.234  a status that is longer than the line is wide")
+    log.close()
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 6  # 100 s at one line in 15 s
+    assert lines[0] == " 15%  loss 1.234  a status that is longer than the line is wide"
+
+
+def test_the_figure_shows_the_end_not_the_first_steps():
+    losses = np.concatenate((np.linspace(8, 5, 20), np.full(980, 5.0) - np.linspace(0, 2, 980)))
+    low, high = report.limits(losses, np.array([3.5, 3.1]))
+    assert low < 3.0
+    assert 4.5 < high < 5.5
+
+
+def test_the_smoothed_curve_does_not_lag():
+    line = np.linspace(5, 2, 500)
+    assert report.smoothed(line) == pytest.approx(line)
+    noisy = line + np.random.default_rng(0).normal(0, 0.3, 500)
+    inner = slice(20, -20)
+    assert np.abs(report.smoothed(noisy) - line)[inner].mean() < 0.3 * np.abs(noisy - line)[inner].mean()
+    assert report.smoothed(np.array([3.0])) == [3.0]
+
+
+def test_figure_is_a_png(tmp_path):
+    rows = [{"kind": "train", "tokens": 10 * i, "loss": 5.0 - i / 10, "lr": 0.1} for i in range(1, 9)]
+    rows.append({"kind": "eval", "tokens": 80, "loss": 4.3, "bits_per_byte": 2.1})
+    report.figure(rows, tmp_path / "curves.png", "title")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,168 @@
+"""The loop: what stops a run, what it refuses, and what it must not do between steps."""
+
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jaxlab.config import InputError
+from jaxlab.train import loop
+from jaxlab.train.build import build
+from jaxlab.train.checkpoint import Checkpoints, NonFinite
+from jaxlab.train.meter import Meter, measured_flops
+from jaxlab.train.plan import Call
+from jaxlab.train.state import Clock
+from tests import tiny
+
+FAST = {"compute__layers": "scan", "log__tensorboard": False, "tokens": 4_096, "evaluate__every_tokens": 0}
+
+
+@pytest.fixture(scope="module")
+def run(data):
+    return build(tiny.config(data, **FAST, checkpoint__every_tokens=1_024))
+
+
+@pytest.fixture(scope="module")
+def finished(run, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    with Console(file=(workdir / "out.txt").open("w"), width=80) as console:
+        loop.train(run, workdir, console)
+    return workdir
+
+
+def test_a_finished_run_says_so_and_does_not_compile(finished, data, monkeypatch):
+    again = build(tiny.config(data, **FAST, checkpoint__every_tokens=1_024))
+    monkeypatch.setattr(type(again), "compiled", property(lambda self: 1 / 0))
+    console = Console(record=True, quiet=False, file=(finished / "again.txt").open("w"), width=200)
+    result = loop.train(again, finished, console)
+    assert result == json.loads((finished / "result.json").read_text())
+    assert "already finished" in console.export_text()
+
+
+def test_header_says_what_will_run(finished):
+    text = (finished / "out.txt").read_text()
+    # 257 x 32 embedding; 2 layers of 4 x 32 x 32 + 2 x 32 x 64, norms 2 x 32 + 2 x 16 each, last norm 32
+    assert f"{257 * 32 + 2 * (4 * 1024 + 2 * 2048 + 64 + 32) + 32:,} parameters" in text
+    assert f"({2 * (4 * 1024 + 2 * 2048 + 64 + 32) + 32:,} without embeddings)" in text
+    assert "4,096 tokens in 8 steps" in text
+    assert "512 tokens: 1 replicas x 1 micro-batches x 8 sequences of 64" in text
+    assert "replica 1 x data 1 x tensor 1" in text
+    assert "measured" in text
+    assert "layers scanned" in text
+    assert "compiled  in " in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"seed": 3}, "seed: 0 -> 3"),
+        ({"optim__b1": 0.8}, "optim.b1: 0.9 -> 0.8"),
+        ({"model__d_ff": 96}, "model.d_ff: 64 -> 96"),
+    ],
+)
+def test_another_config_in_the_same_folder_is_refused(finished, data, changes, key):
+    other = build(tiny.config(data, **FAST | {"checkpoint__every_tokens": 1_024} | changes))
+    with pytest.raises(InputError, match=key):
+        loop.train(other, finished, Console(quiet=True))
+
+
+def test_another_store_in_the_same_folder_is_refused(run, finished, tmp_path):
+    claimed = json.loads((finished / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(claimed | {"data": claimed["data"] | {"corpus_sha256": "abc"}}))
+    with pytest.raises(InputError, match="corpus_sha256: abc -> "):
+        loop.train(run, tmp_path, Console(quiet=True))
+
+
+def test_other_compute_settings_may_go_on(finished, data):
+    changes = {"compute__steps_per_call": 2, "compute__remat": "full", "checkpoint__keep": 5}
+    assert loop.train(build(tiny.config(data, **FAST | changes)), finished, Console(quiet=True))
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_a_metric_that_is_not_finite_stops_the_run(run, tmp_path, monkeypatch, name):
+    """In step 5: the message says so, and what was saved before is the last thing saved."""
+    original = run.compiled
+
+    def compiled(state, *arguments):
+        compiled.steps += 1
+        state, metrics = original(state, *arguments)
+        return state, metrics | ({name: metrics[name] * np.nan} if compiled.steps == 5 else {})
+
+    compiled.steps = 0
+    compiled.memory_analysis = original.memory_analysis
+    with monkeypatch.context() as patch:
+        patch.setitem(run.__dict__, "compiled", compiled)
+        patch.setattr(loop.jax, "transfer_guard", lambda _: loop.closing(Nothing()))
+        with pytest.raises(NonFinite, match=f"{name} is nan at step 5, 2,560 tokens"):
+            loop.train(run, tmp_path, Console(quiet=True))
+    assert tiny.saved(tmp_path) == [1_024, 2_048]
+    assert loop.train(run, tmp_path, Console(quiet=True))["steps"] == 8
+
+
+class Nothing:
+    def close(self):
+        pass
+
+
+def test_a_state_that_is_not_finite_is_not_saved_though_all_metrics_are(run, tmp_path, monkeypatch):
+    original = run.compiled
+
+    def compiled(state, *arguments):
+        compiled.steps += 1
+        state, metrics = original(state, *arguments)
+        if compiled.steps == 4:
+            state.params["final_norm"]["scale"] = state.params["final_norm"]["scale"] * jnp.inf
+        return state, metrics
+
+    compiled.steps = 0
+    compiled.memory_analysis = original.memory_analysis
+    with monkeypatch.context() as patch:
+        patch.setitem(run.__dict__, "compiled", compiled)
+        patch.setattr(loop.jax, "transfer_guard", lambda _: loop.closing(Nothing()))
+        with pytest.raises(NonFinite, match="params/final_norm/scale is not finite at step 4, 2,048 tokens"):
+            loop.train(run, tmp_path, Console(quiet=True))
+    assert tiny.saved(tmp_path) == [1_024]
+
+
+def test_a_host_array_in_the_loop_raises(run, tmp_path, monkeypatch):
+    def careless(self, state, *_):
+        return jnp.add(state.params["final_norm"]["scale"], np.ones(32, np.float32))
+
+    monkeypatch.setattr(Checkpoints, "save", careless)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        loop.train(run, tmp_path, Console(quiet=True))
+
+
+def test_speed_leaves_out_pauses(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("jaxlab.train.meter.time.perf_counter", lambda: now[0])
+    meter = Meter(flops_per_token=1e3, peak=1e6)
+    call = Call(Clock(0, 0, 0), Clock(1000, 10, 2), 5, {})
+    now[0] += 2
+    expected = {"seconds": 1.0, "data_seconds": 0.25, "tokens_per_second": 500.0, "utilisation": 0.5}
+    assert meter.read(call, 0.5) == expected
+    now[0] += 100  # an evaluation
+    meter.restart()
+    now[0] += 2
+    assert meter.read(call, 0.5) == expected
+    assert meter.status(30_000) == "500 tokens/s  MFU 50%  25% waiting for data  0:01:00 left"
+
+
+def test_measured_peak_is_that_of_a_computer():
+    assert 1e9 < measured_flops(256) < 1e14
+
+
+def test_a_hang_shows_the_stacks_of_all_threads():
+    program = (
+        "import time\nfrom jaxlab.train import loop\nloop.HANG_SECONDS = 0.3\n"
+        "def stuck_here(): time.sleep(1)\n"
+        "with loop._watched(): stuck_here()\ntime.sleep(0.5)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=tiny.ROOT, capture_output=True, text=True)
+    assert "Timeout (0:00:00.3" in result.stderr
+    assert "in stuck_here" in result.stderr
+    assert result.stderr.count("in stuck_here") <= 4  # and none once it is over
