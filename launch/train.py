@@ -19,7 +19,8 @@ def main(config, console) -> int:
     from jaxlab.train.loop import train
 
     parallel.keep_host_memory()
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax: what matters of it is raised, and said in one line
+    for name in ("absl", "asyncio"):  # Orbax: what matters of it is raised, and said in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     run = build(config)
     if _RULES.value:
         for path, spec in parallel.table(run.shardings):

@@ -31,14 +31,17 @@ def traced(family, **changes):
 
 
 def products(jaxpr) -> int:
-    """FLOPs of all products in a jaxpr without loops: 2 x elements of the result x elements summed over."""
+    """FLOPs of all products of matrices in a jaxpr without loops: 2 x elements of the result x elements summed over.
+
+    Products with a vector are the norms' sums, not the model's.
+    """
     total = 0
     for eqn in jaxpr.eqns:
         assert eqn.primitive.name not in ("scan", "while")
         if eqn.primitive.name == "dot_general":
             (summed, _), _ = eqn.params["dimension_numbers"]
             a, y = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-            total += 2 * math.prod(y) * math.prod(a[i] for i in summed)
+            total += 2 * math.prod(y) * math.prod(a[i] for i in summed) * (1 not in y)
         total += sum(products(inner) for inner in jaxprs_in_params(eqn.params))
     return total
 

@@ -90,6 +90,23 @@ def test_goes_on_with_eight_devices(straight, cache, tmp_path):
     assert [r["loss"] for r in rows] == pytest.approx([r["loss"] for r in expected], abs=1e-4)
 
 
+def test_a_damaged_checkpoint_is_one_line(straight, cache, tmp_path):
+    file, whole, _ = straight
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    (workdir / "result.json").unlink()
+    for name in ("manifest.ocdbt", "_METADATA"):
+        (workdir / "checkpoints" / "16384" / "state" / name).write_bytes(b"damage")
+    result = tiny.launch("train", f"--config={file}", f"--workdir={workdir}", cache=cache)
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert sum("16384 is damaged" in line for line in result.stdout.splitlines()) == 1
+    assert "resuming  at 12,288 tokens" in result.stdout
+    assert (workdir / "checkpoints" / "damaged-16384").is_dir()
+    assert tiny.rows(workdir) == tiny.rows(whole)
+    assert tiny.fingerprint(workdir) == tiny.fingerprint(whole)
+
+
 def test_not_a_number_is_one_line(data, cache, tmp_path):
     file = tiny.config_file(tmp_path / "config.py", data, checkpoint__every_tokens=512, schedule__peak_lr=1e20)
     result = tiny.launch("train", f"--config={file}", f"--workdir={tmp_path / 'run'}", cache=cache)

@@ -29,6 +29,7 @@ def events(workdir) -> dict:
             if event.HasField("session_log"):
                 found = {key: value for key, value in found.items() if key[1] < event.step}
             for value in event.summary.value:
+                assert (value.tag, event.step) not in found
                 found[value.tag, event.step] = value.simple_value
     return found
 

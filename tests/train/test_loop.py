@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -166,3 +167,16 @@ def test_a_hang_shows_the_stacks_of_all_threads():
     assert "Timeout (0:00:00.3" in result.stderr
     assert "in stuck_here" in result.stderr
     assert result.stderr.count("in stuck_here") <= 4  # and none once it is over
+
+
+def test_an_evaluation_does_not_slow_the_steps_around_it(data, tmp_path, monkeypatch):
+    run = build(tiny.config(data, **FAST | {"evaluate__every_tokens": 1_024}, checkpoint__every_tokens=0))
+    original = loop.write_eval
+
+    def slowly(*args):
+        time.sleep(2)
+        return original(*args)
+
+    monkeypatch.setattr(loop, "write_eval", slowly)
+    result = loop.train(run, tmp_path, Console(quiet=True))
+    assert result["seconds"] < 2  # of 8 steps; four evaluations took 8
