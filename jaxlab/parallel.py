@@ -26,8 +26,8 @@ RULES = (
 )
 
 
-def start(processes: str) -> None:
-    """Joins the processes of one run, before anything else touches a device.
+def start(processes: str) -> bool:
+    """Joins the processes of one run, before anything else touches a device; True in the one that speaks for all.
 
     processes: "" for a single process; "auto" where the cluster tells who is who (Cloud TPU pods, Slurm, GKE);
     "HOST:PORT,INDEX,COUNT" elsewhere, with the address of process 0. Raises InputError for anything else.
@@ -39,6 +39,7 @@ def start(processes: str) -> None:
         if not match or int(match[2]) >= int(match[3]):
             raise InputError(f"processes={processes!r}: must be auto, or HOST:PORT,INDEX,COUNT with INDEX below COUNT")
         jax.distributed.initialize(match[1], process_id=int(match[2]), num_processes=int(match[3]))
+    return jax.process_index() == 0
 
 
 def mesh(replica: int, data: int, tensor: int, devices: list | None = None) -> Mesh:

@@ -9,6 +9,9 @@ from launch import entry
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, metrics, figure")
 _RULES = flags.DEFINE_bool("print_sharding", False, "print where every parameter lives, and exit")
+_PROCESSES = flags.DEFINE_string(
+    "processes", "", "for a run over several hosts: auto (Cloud TPU, Slurm), or HOST:PORT,INDEX,COUNT"
+)
 flags.register_validator("workdir", bool, message="name the folder of the run, as in --workdir=runs/demo")
 
 
@@ -19,6 +22,7 @@ def main(config, console) -> int:
     from jaxlab.train.loop import train
 
     parallel.keep_host_memory()
+    console.quiet = not parallel.start(_PROCESSES.value)
     for name in ("absl", "asyncio"):  # Orbax: what matters of it is raised, and said in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
     run = build(config)

@@ -35,7 +35,7 @@ class Program:
     loss_fn: Callable  # (params, tokens [b, L+1]) -> (objective, sums)
     shardings: State  # NamedSharding of every leaf of the state
     init: Callable  # () -> State, jitted
-    inner_steps: Callable  # (State, batches, hypers, count) -> (State, metrics), jitted, State donated
+    inner_steps: Callable  # (State, batches, hypers, count) -> (State, metrics [n, M]), jitted, State donated
 
     @cached_property
     def microbatch(self) -> tuple[int, int]:
@@ -66,6 +66,18 @@ class Program:
         hyper = jax.ShapeDtypeStruct((n,), jnp.float32, sharding=everywhere)
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
         return self.inner_steps.lower(self.abstract_state(), batches, {"lr": hyper, "decay": hyper}, count).compile()
+
+    @cached_property
+    def _average(self):
+        return jax.jit(
+            lambda metrics: jax.tree.map(lambda m: m.mean(axis=1), metrics),
+            out_shardings=NamedSharding(self.mesh, PartitionSpec()),
+        )
+
+    def step(self, state: State, arguments: tuple) -> tuple[State, dict]:
+        """The compiled inner steps, and their metrics [n] of the average replica, which every process can read."""
+        state, metrics = self.compiled(state, *arguments)
+        return state, self._average(metrics)
 
 
 @dataclass(frozen=True)
@@ -152,7 +164,7 @@ def program(config: ConfigDict, mesh: Mesh, vocab_size: int) -> Program:
     init = initial_state(model, optimiser, seed=config.seed, replicas=config.replicas)
     shardings = parallel.state_shardings(jax.eval_shape(init), mesh, replicas=config.replicas, fsdp=config.mesh.fsdp)
     steps = inner_steps(loss_fn, optimiser, spmd_axis_name=parallel.batch_axes(mesh, config.replicas)[0])
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    per_replica = NamedSharding(mesh, PartitionSpec(None, parallel.batch_axes(mesh, config.replicas)[0]))
     return Program(
         config=config,
         mesh=mesh,
@@ -160,7 +172,7 @@ def program(config: ConfigDict, mesh: Mesh, vocab_size: int) -> Program:
         loss_fn=loss_fn,
         shardings=shardings,
         init=jax.jit(init, out_shardings=shardings),
-        inner_steps=jax.jit(steps, donate_argnums=0, out_shardings=(shardings, everywhere)),
+        inner_steps=jax.jit(steps, donate_argnums=0, out_shardings=(shardings, per_replica)),
     )
 
 
@@ -172,6 +184,9 @@ def decoder(c: FrozenConfigDict, compute: ConfigDict, mesh: Mesh, replicas: int)
     scan = not on_cpu if compute.layers == "auto" else compute.layers == "scan"
     best = {"cpu": "chunked", "gpu": "cudnn" if dtype == "bfloat16" else "xla", "tpu": "splash"}
     kernel = best[platform] if compute.attention == "auto" else compute.attention
+    needs = {"cudnn": "gpu", "splash": "tpu"}.get(kernel, platform)
+    if needs != platform:
+        raise InputError(f"compute.attention={kernel}: runs on {needs}, and this is {platform}")
     kernels = {
         "plain": attention.plain,
         "chunked": attention.chunked,

@@ -15,6 +15,7 @@ class Log:
     """The log of one run. Rows of metrics.jsonl are {"kind": "train" | "eval", "steps", "tokens", ...}."""
 
     def __init__(self, workdir: Path, console: Console, *, total_tokens: int, start_tokens: int, tensorboard: bool):
+        workdir.mkdir(exist_ok=True)
         self.path = workdir / "metrics.jsonl"
         self._drop_rows_after(start_tokens)
         self._file = self.path.open("a", buffering=1)

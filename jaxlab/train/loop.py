@@ -53,8 +53,13 @@ def train(run: Run, workdir: str | Path, console: Console) -> dict | None:
             say(console, line)
         state, clock = _start(run, saved, console)
         meter = Meter(flops.training_per_token(run.model.c, config.batch.context), peak)
+        first = jax.process_index() == 0
         log = Log(
-            workdir, console, total_tokens=config.tokens, start_tokens=clock.tokens, tensorboard=config.log.tensorboard
+            workdir if first else workdir / f"process-{jax.process_index()}",
+            console,
+            total_tokens=config.tokens,
+            start_tokens=clock.tokens,
+            tensorboard=config.log.tensorboard and first,
         )
         with closing(log), _watched():
             state, clock = steps(run, state, clock, log, meter, saved, record, stopping)
@@ -83,14 +88,15 @@ def steps(run, state, clock, log, meter, checkpoints, record, stopping) -> tuple
     with jax.transfer_guard("disallow"):
         meter.restart()
         for call, arguments, data_seconds in prefetch(run, clock):
-            state, metrics = run.compiled(state, *arguments)
+            state, metrics = run.step(state, arguments)
             write_train(log, meter, pending)  # of the call before: the device is busy with this one
             pending, clock = (call, metrics, data_seconds), call.end
             evaluation_due = crossed(call.start.tokens, clock.tokens, run.config.evaluate.every_tokens)
             if evaluation_due:  # before saving: a checkpoint owes no evaluation
                 pending = write_train(log, meter, pending)
                 write_eval(log, run, state, clock)
-            stop = stopping.is_set() or checkpoints.interrupted(clock.tokens)
+            # One process is told by its signal; several must agree on the step, which JAX arranges among them.
+            stop = stopping.is_set() if jax.process_count() == 1 else checkpoints.interrupted(clock.tokens)
             save_due = stop or crossed(call.start.tokens, clock.tokens, run.config.checkpoint.every_tokens)
             if save_due:
                 pending = write_train(log, meter, pending)  # nothing unchecked is saved
@@ -169,10 +175,11 @@ def finish(run, workdir, state, clock, log, checkpoints, record) -> dict:
     result = {"tokens": clock.tokens, "steps": clock.steps, "epochs": run.train.epochs(clock.sequences)}
     result |= {name: last[name] for name in ("loss", "bits_per_byte")}
     result["seconds"] = round(sum(r["seconds"] for r in rows if r["kind"] == "train"), 1)
-    report.figure(rows, workdir / "curves.png", f"{run.config.model.family}, {run.config.data.source}")
     log.flush()
     checkpoints.wait()
-    _write_json(workdir / "result.json", result)
+    if jax.process_index() == 0:
+        report.figure(rows, workdir / "curves.png", f"{run.config.model.family}, {run.config.data.source}")
+        _write_json(workdir / "result.json", result)
     return result
 
 
@@ -187,7 +194,8 @@ def claim(workdir: Path, record: dict) -> None:
             raise InputError(f"workdir={workdir}: holds a run that differs in " + "; ".join(differing))
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    _write_json(path, record | {"machine": platform.platform()})
+    if jax.process_index() == 0:
+        _write_json(path, record | {"machine": platform.platform()})
 
 
 def _write_json(path: Path, content: dict) -> None:
@@ -203,9 +211,10 @@ def _data_record(run: Run) -> dict:
 
 @contextmanager
 def _stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets; a second one kills. Outside the main thread signals are left alone."""
+    """An event that SIGTERM or Ctrl-C sets; a second one kills. Signals are left alone outside the main thread, and in
+    runs of several processes, where JAX handles them."""
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
         yield event
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -16,7 +16,9 @@ def inner_steps(loss_fn: Callable, optimiser, *, spmd_axis_name: str | None = No
     loss_fn(params, tokens [b, L+1]) -> (objective summed over tokens, sums with at least "nll" and "tokens").
     batches [n, M, k, b, L+1] int32: n steps, M replicas, k micro-batches of b sequences.
     hypers {"lr", "decay"}: float32 [n]. count: int32 <= n, traced: a remainder runs the same program.
-    metrics: float32 [n] each, of the average replica; entries from count on are zero.
+    metrics: float32 [n, M] each; entries from count on are zero.
+
+    No replica ever waits for another: the program contains no communication across the replica axis.
     """
 
     def step(params, opt_state, batch, hypers):
@@ -34,7 +36,7 @@ def inner_steps(loss_fn: Callable, optimiser, *, spmd_axis_name: str | None = No
 
     def one(state, batch, hypers):
         params, opt_state, metrics = every_replica(*state, batch, hypers)
-        return State(params, opt_state), jax.tree.map(jnp.mean, metrics)
+        return State(params, opt_state), metrics
 
     def steps(state, batches, hypers, count):
         n = batches.shape[0]
@@ -48,7 +50,7 @@ def inner_steps(loss_fn: Callable, optimiser, *, spmd_axis_name: str | None = No
             return state, jax.tree.map(lambda all_, m: all_.at[i].set(m), metrics, new)
 
         shapes = jax.eval_shape(one, state, batches[0], jax.tree.map(lambda h: h[0], hypers))[1]
-        return lax.fori_loop(0, count, body, (state, jax.tree.map(lambda m: jnp.zeros((n,), m.dtype), shapes)))
+        return lax.fori_loop(0, count, body, (state, jax.tree.map(lambda m: jnp.zeros((n, *m.shape), m.dtype), shapes)))
 
     return steps
 
