@@ -28,7 +28,7 @@ def inner_steps(loss_fn: Callable, optimiser, *, spmd_axis_name: str | None = No
         metrics = {
             "loss": sums["nll"] / sums["tokens"],
             "z": sums["z"] / sums["tokens"],
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
         }
         return optax.apply_updates(params, updates), opt_state, metrics
 

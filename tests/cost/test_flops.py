@@ -57,10 +57,10 @@ def test_formula_is_the_products_and_within_2_percent_of_xla(family):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_kv_heads": 2}, {"head_dim": 48}, {"vocab_size": 300, "tied": False}, {"num_layers": 2}], ids=str
+    "changes", [{"num_kv_heads": 2}, {"head_dim": 48}, {"vocab_size": 300, "tied": False}], ids=str
 )
 def test_formula_is_the_products_at_odd_shapes(changes):
-    c, program = traced("qwen3", **changes)
+    c, program = traced("qwen3", num_layers=2, **changes)
     assert BATCH * CONTEXT * flops.training_per_token(c, CONTEXT) == products(program.jaxpr.jaxpr)
 
 

@@ -84,12 +84,12 @@ def test_activations_are_shared_out(results):
     assert many < one / 3  # gathered parameters and gradients are not an eighth
 
 
-def test_replicas_exchange_nothing_but_metrics(results):
-    """Between the replicas, the inner steps add up the three numbers that they report, and nothing else."""
+def test_replicas_exchange_nothing(results):
+    """The inner steps communicate within replicas, and never between them."""
     found = results["2 replicas on replica 2 x data 4"]["collectives"]
     crossing = [c for c in found if any(len({device // 4 for device in group}) > 1 for group in c["groups"])]
     assert len(found) - len(crossing) > 5
-    assert [c["elements"] for c in crossing] in ([], [1]), crossing
+    assert crossing == []
 
 
 def test_every_family_has_a_rule_for_every_parameter():
