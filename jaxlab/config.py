@@ -183,7 +183,7 @@ def get(config: ConfigDict, key: str):
 
 
 def flatten(config: ConfigDict) -> dict:
-    """{dotted key: value} of the whole tree, in order."""
+    """{dotted key: value} of the whole tree, in alphabetical order."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict):

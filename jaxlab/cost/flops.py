@@ -12,11 +12,13 @@ from jaxlab.model.families import parameters
 # Dense bf16 FLOP/s of one device, by `device_kind`; vendors' data sheets.
 PEAK = {
     "TPU v4": 275e12,
+    "TPU v4 lite": 138e12,
     "TPU v5 lite": 197e12,
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
 }
 

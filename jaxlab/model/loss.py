@@ -14,8 +14,7 @@ def cross_entropy(hidden, head, targets, *, chunk: int, z_loss: float = 0.0):
     Returns (sum of nll + z_loss * log(Z)^2, {"nll", "z", "tokens"} summed), float32, nats. Only the first has a
     gradient.
     """
-    objective, sums = _objective(hidden, head, targets, min(chunk, hidden.shape[1]), z_loss)
-    return objective, jax.tree.map(lax.stop_gradient, sums)
+    return _objective(hidden, head, targets, min(chunk, hidden.shape[1]), z_loss)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

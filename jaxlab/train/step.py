@@ -23,11 +23,12 @@ def inner_steps(loss_fn: Callable, optimiser, *, spmd_axis_name: str | None = No
 
     def step(params, opt_state, batch, hypers):
         grads, sums = accumulate(loss_fn, params, batch)
-        grads = jax.tree.map(lambda g: g / sums["tokens"], grads)
+        tokens = jnp.maximum(sums["tokens"], 1)  # a batch of padding alone changes nothing but the decay
+        grads = jax.tree.map(lambda g: g / tokens, grads)
         updates, opt_state = optimiser.update(grads, opt_state, params, **hypers)
         metrics = {
-            "loss": sums["nll"] / sums["tokens"],
-            "z": sums["z"] / sums["tokens"],
+            "loss": sums["nll"] / tokens,
+            "z": sums["z"] / tokens,
             "grad_norm": optax.tree.norm(grads),
         }
         return optax.apply_updates(params, updates), opt_state, metrics
