@@ -27,7 +27,7 @@ SHAPES = {
 WARM_UP, BLOCK, ROUNDS = 4, 5, 6
 
 
-def ours(shape: dict, dtype: str, options: list[str], keep_memory: bool = True):
+def ours(shape: dict, dtype: str, options: list[str]):
     """(step() -> array to wait for, compile seconds, state bytes / parameter bytes)."""
     import jax
     import numpy as np
@@ -38,8 +38,6 @@ def ours(shape: dict, dtype: str, options: list[str], keep_memory: bool = True):
     from jaxlab.model.families import ARCHITECTURES
     from jaxlab.train.build import program
 
-    if keep_memory:
-        parallel.keep_host_memory()
     config = default()
     config.model.update(ARCHITECTURES["chinchilla"] | {"positions": "learned", "qk_norm": False, "z_loss": 0.0})
     config.model.update(
@@ -130,7 +128,7 @@ def worker(args) -> None:
     if args.side == "nanodo":
         step, seconds, ratio = nanodo(SHAPES[args.shape], args.dtype, args.nanodo)
     else:
-        step, seconds, ratio = ours(SHAPES[args.shape], args.dtype, args.compute, args.keep_memory == "yes")
+        step, seconds, ratio = ours(SHAPES[args.shape], args.dtype, args.compute)
     import jax
 
     about = {"compile_s": seconds, "state_ratio": ratio, "jax": jax.__version__, "device": jax.devices()[0].device_kind}
@@ -150,11 +148,14 @@ class Side:
     """One worker process."""
 
     def __init__(self, name: str, python: str, args):
+        from launch.entry import HUGE_PAGES
+
         self.name = name
         command = [python, __file__, f"--side={name}", f"--shape={args.shape}", f"--dtype={args.dtype}"]
         command += [f"--nanodo={args.nanodo}"] if args.nanodo else []
-        command += [f"--compute={c}" for c in args.compute] + [f"--keep_memory={args.keep_memory}"]
+        command += [f"--compute={c}" for c in args.compute]
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        environment |= HUGE_PAGES if args.huge_pages in (name, "both") else {}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
         self.about = self._answer("READY ")
@@ -184,7 +185,7 @@ def main() -> None:
     parser.add_argument("--nanodo_python", default=sys.executable, help="a Python with its packages")
     parser.add_argument("--compute", action="append", default=[], help="key=value of config.compute, for our side")
     parser.add_argument(
-        "--keep_memory", default="yes", choices=("yes", "no"), help="glibc keeps freed memory, our side"
+        "--huge_pages", default="ours", choices=("ours", "both", "none"), help="as the launcher starts it"
     )
     parser.add_argument("--out", default="", help="also write the rows as JSON")
     parser.add_argument("--side", default="", help=argparse.SUPPRESS)

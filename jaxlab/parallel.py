@@ -1,6 +1,5 @@
 """Where arrays live: the mesh, the table from parameter paths to mesh axes, and arrays built device by device."""
 
-import ctypes
 import re
 from collections.abc import Callable
 
@@ -119,13 +118,3 @@ def replicated(mesh: Mesh, value) -> jax.Array:
     """A small host array on every device."""
     value = np.asarray(value)
     return global_array(value.shape, NamedSharding(mesh, PartitionSpec()), lambda index: value[index])
-
-
-def keep_host_memory() -> None:
-    """Has glibc keep freed memory for the process instead of returning it: on CPU, XLA's temporaries are otherwise
-    mapped and page-faulted anew in every step. A no-op on other C libraries."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        m_trim_threshold, m_mmap_max = -1, -4
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)

@@ -21,14 +21,13 @@ def main(config, console) -> int:
     from jaxlab.train.checkpoint import NonFinite, SaveFailed
     from jaxlab.train.loop import train
 
-    parallel.keep_host_memory()
     console.quiet = not parallel.start(_PROCESSES.value)
     for name in ("absl", "asyncio"):  # Orbax: what matters of it is raised, and said in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
     run = build(config)
     if _RULES.value:
         for path, spec in parallel.table(run.shardings):
-            console.print(f"{path:50s} {spec}", highlight=False)
+            console.print(f"{path:50s} {spec}", highlight=False, soft_wrap=True)
         return 0
     try:
         result = train(run, _WORKDIR.value, console)
@@ -45,4 +44,5 @@ def main(config, console) -> int:
 
 
 if __name__ == "__main__":
+    entry.with_huge_pages()
     entry.run(main)

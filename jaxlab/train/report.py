@@ -57,7 +57,9 @@ def figure(rows: list[dict], path: Path, title: str) -> None:
     fig = Figure(figsize=(7, 5), layout="constrained")
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     top.plot(millions, losses, color="C0", lw=0.6, alpha=0.3, label="training, each batch")
-    top.plot(millions, smoothed(losses), color="C0", lw=1.5, label="training, smoothed")
+    edge = len(losses) // 50  # where the window does not fit, the mean is of few batches
+    whole = slice(edge, len(losses) - edge)
+    top.plot(millions[whole], smoothed(losses)[whole], color="C0", lw=1.5, label="training, smoothed")
     seen, scores = np.array([[r["tokens"] / 1e6, r["loss"]] for r in held_out]).T
     top.plot(seen, scores, "o", ms=5, color="C3", label="validation")
     top.annotate(
