@@ -38,7 +38,7 @@ class InputError(ValueError):
 
 
 def default() -> ConfigDict:
-    """Every key that a run has, with its default: a 0.5M-parameter Chinchilla-type decoder on news text."""
+    """Every key that a run has, with its default: a 1.3M-parameter Chinchilla-type decoder on news text."""
     c = ConfigDict()
     c.seed = 0
     c.tokens = 2_000_000  # D: the run ends at its last whole step within this many training tokens

@@ -57,7 +57,7 @@ def mesh(replica: int, data: int, tensor: int, devices: list | None = None) -> M
     return jax.make_mesh((replica, data, tensor), AXES, devices=devices[:needed], axis_types=(AxisType.Auto,) * 3)
 
 
-def batch_axes(mesh: Mesh, replicas: int):
+def batch_axes(replicas: int):
     """Mesh axes of (the replica axis, the sequences of one replica): with one replica both axes carry its data."""
     return ("replica", "data") if replicas > 1 else (None, ("replica", "data"))
 
@@ -72,7 +72,7 @@ def state_shardings(tree, mesh: Mesh, *, replicas: int, fsdp: bool):
 
     Raises InputError for a leaf that no rule matches or that its mesh axes do not divide.
     """
-    first = batch_axes(mesh, replicas)[0]
+    first = batch_axes(replicas)[0]
 
     def sharding(path, leaf):
         name = path_name(path)
@@ -99,7 +99,7 @@ def table(shardings) -> list[tuple[str, str]]:
 def constrainer(mesh: Mesh, replicas: int) -> Callable:
     """Pins [b, ...] activations of one replica to the batch axes; without it a compiler may compute every sequence on
     every device, which only per-device shapes show."""
-    axes = batch_axes(mesh, replicas)[1]
+    axes = batch_axes(replicas)[1]
 
     def constrain(x):
         spec = PartitionSpec(axes, *(None,) * (x.ndim - 1))

@@ -48,7 +48,7 @@ class Program:
     @cached_property
     def batch_sharding(self) -> NamedSharding:
         """Of the batches of a call, [n, M, k, b, L+1]."""
-        replica, batch = parallel.batch_axes(self.mesh, self.config.replicas)
+        replica, batch = parallel.batch_axes(self.config.replicas)
         return NamedSharding(self.mesh, PartitionSpec(None, replica, None, batch, None))
 
     def abstract_state(self) -> State:
@@ -126,7 +126,7 @@ class Run(Program):
     def evaluate(self, state: State) -> dict:
         """Loss and bits per byte of the state's parameters on the validation split (evaluate.loss)."""
         c, b = self.config, self.microbatch[1]
-        sharding = NamedSharding(self.mesh, PartitionSpec(parallel.batch_axes(self.mesh, c.replicas)[1], None))
+        sharding = NamedSharding(self.mesh, PartitionSpec(parallel.batch_axes(c.replicas)[1], None))
 
         def put(positions):
             shape = (len(positions), self.validation.context + 1)
@@ -163,8 +163,8 @@ def program(config: ConfigDict, mesh: Mesh, vocab_size: int) -> Program:
     loss_fn = objective(model, config.compute.loss_chunk)
     init = initial_state(model, optimiser, seed=config.seed, replicas=config.replicas)
     shardings = parallel.state_shardings(jax.eval_shape(init), mesh, replicas=config.replicas, fsdp=config.mesh.fsdp)
-    steps = inner_steps(loss_fn, optimiser, spmd_axis_name=parallel.batch_axes(mesh, config.replicas)[0])
-    per_replica = NamedSharding(mesh, PartitionSpec(None, parallel.batch_axes(mesh, config.replicas)[0]))
+    steps = inner_steps(loss_fn, optimiser, spmd_axis_name=parallel.batch_axes(config.replicas)[0])
+    per_replica = NamedSharding(mesh, PartitionSpec(None, parallel.batch_axes(config.replicas)[0]))
     return Program(
         config=config,
         mesh=mesh,
@@ -192,7 +192,7 @@ def decoder(c: FrozenConfigDict, compute: ConfigDict, mesh: Mesh, replicas: int)
         "chunked": attention.chunked,
         "xla": attention.fused("xla"),
         "cudnn": attention.fused("cudnn"),
-        "splash": attention.splash(mesh, PartitionSpec(parallel.batch_axes(mesh, replicas)[1], None, "tensor", None)),
+        "splash": attention.splash(mesh, PartitionSpec(parallel.batch_axes(replicas)[1], None, "tensor", None)),
     }
     return Decoder(
         c,

@@ -1,6 +1,7 @@
 """The compiled training step: gradients summed over micro-batches, one optimiser update, mapped over replicas."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ def inner_steps(loss_fn: Callable, optimiser, *, spmd_axis_name: str | None = No
 
     def step(params, opt_state, batch, hypers):
         grads, sums = accumulate(loss_fn, params, batch)
-        tokens = jnp.maximum(sums["tokens"], 1)  # a batch of padding alone changes nothing but the decay
+        tokens = jnp.maximum(sums["tokens"], 1)  # a batch of padding alone has no gradient, not NaN
         grads = jax.tree.map(lambda g: g / tokens, grads)
         updates, opt_state = optimiser.update(grads, opt_state, params, **hypers)
         metrics = {
@@ -59,11 +60,7 @@ def inner_steps(loss_fn: Callable, optimiser, *, spmd_axis_name: str | None = No
 def accumulate(loss_fn: Callable, params, batch):
     """Gradient of the summed objective and the sums, over micro-batches [k, b, L+1]: weighted by tokens by
     construction, since sums are divided by all tokens only once. float32 accumulators exist only if k > 1."""
-
-    def gradient(tokens):
-        grads, sums = jax.grad(loss_fn, has_aux=True)(params, tokens)
-        return grads, sums
-
+    gradient = partial(jax.grad(loss_fn, has_aux=True), params)
     if batch.shape[0] == 1:
         return gradient(batch[0])
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, batch[0]))

@@ -80,16 +80,13 @@ def dot_shapes(text: str) -> list[list[list[int]]]:
 
 
 def collectives(text: str) -> list[dict]:
-    """{"name", "groups", "elements"} of every collective: the groups of devices (positions in the mesh) that exchange,
-    and the size of the largest result."""
+    """{"name", "groups"} of every collective: the groups of devices (positions in the mesh) that exchange."""
     found = []
     for line in text.splitlines():
         kind = re.search(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", line)
         if not kind:
             continue
-        results = re.findall(r"\w+\[([\d,]*)\]", line[: kind.start()])
-        elements = max(int(np.prod(numbers(dims))) for dims in results)
-        found.append({"name": kind[1], "groups": groups(line), "elements": elements})
+        found.append({"name": kind[1], "groups": groups(line)})
     return found
 
 
