@@ -1,0 +1,67 @@
+"""What a scaling law is: named parameters with starting values, named inputs, a pure function."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# transform: (natural -> theta, theta -> natural with the module that has exp, d natural / d theta,
+# standard error above which theta counts as undetermined)
+TRANSFORMS = {
+    "positive": (np.log, lambda t, xp: xp.exp(t), np.exp, 1.0),
+    "real": (lambda x: x, lambda t, xp: t, np.ones_like, np.inf),
+    "unit": (
+        lambda x: np.log(x / (1 - x)),
+        lambda t, xp: 1 / (1 + xp.exp(-t)),
+        lambda t: 0.25 / np.cosh(t / 2) ** 2,
+        2.0,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a law.
+
+    grid: natural values to start from, a tuple, or a function (inputs, y) -> values where they depend on the data.
+    transform: `positive` (fitted as its logarithm), `unit` (in (0, 1), fitted as its logit) or `real`.
+    """
+
+    name: str
+    grid: tuple[float, ...] | Callable
+    transform: str = "positive"
+
+    def values(self, inputs: dict, y) -> np.ndarray:
+        """The starting values for these data."""
+        return np.asarray(self.grid(inputs, y) if callable(self.grid) else self.grid, np.float64)
+
+
+@dataclass(frozen=True)
+class Law:
+    """predict(params {name: scalar}, inputs {name: [n]}) -> [n], in jax.numpy, a module-level function."""
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    inputs: tuple[str, ...]
+    predict: Callable
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters, in the order of theta."""
+        return tuple(p.name for p in self.parameters)
+
+    def natural(self, theta, xp=np) -> dict:
+        """{name: natural value} of unconstrained coordinates theta [p, ...]; xp: numpy, or jax.numpy where traced."""
+        return {p.name: TRANSFORMS[p.transform][1](t, xp) for p, t in zip(self.parameters, theta, strict=True)}
+
+    def theta(self, params: dict) -> np.ndarray:
+        """Unconstrained coordinates [..., p] of natural values {name: [...]}."""
+        return np.stack([TRANSFORMS[p.transform][0](np.asarray(params[p.name], float)) for p in self.parameters], -1)
+
+    def __call__(self, params: dict, inputs: dict) -> np.ndarray:
+        """Prediction in float64."""
+        with jax.enable_x64(True):
+            params, inputs = ({k: jnp.asarray(v, jnp.float64) for k, v in d.items()} for d in (params, inputs))
+            return np.asarray(self.predict(params, inputs))

@@ -1,0 +1,92 @@
+"""The optimiser behind `fit`: damped reweighted least squares, many starts or many data sets at once, in float64.
+
+A step is Levenberg-Marquardt's with each row's weight min(1, delta / |residual|): the quadratic it minimises lies above
+the Huber loss and touches it. A step that does not lower the objective, or overflows, is refused and damped more.
+Everything that a law needs, from starts to bootstrap draws, runs CHUNK at a time through one compiled program.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+CHUNK = 64
+
+
+class Problem(NamedTuple):
+    """What a law is fitted to, all float64.
+
+    inputs {name: [n]}, y [n], row weights [n], Huber delta (inf: least squares), free [p]: 1 where a parameter is
+    fitted, 0 where it stays at its start.
+    """
+
+    inputs: dict
+    y: np.ndarray
+    weights: np.ndarray
+    delta: float
+    free: np.ndarray
+
+
+class End(NamedTuple):
+    """Where descents ended: theta [K, p], objective [K] (inf: never finite), residuals [K, n], Jacobian [K, n, p]."""
+
+    theta: np.ndarray
+    value: np.ndarray
+    residuals: np.ndarray
+    jacobian: np.ndarray
+
+
+def descend(law, space: str, problem: Problem, thetas, steps: int) -> End:
+    """`steps` damped steps from each of thetas [K, p]; the first only evaluates.
+
+    problem.y and problem.weights may be [K, n]: a data set for every start. law: a `Law`; space: `log` or `linear`.
+    Starts and rows are padded to multiples of CHUNK, so that most data sets of a law run in one compiled program; rows
+    of weight 0 are as good as absent, and their residuals are 0.
+    """
+    thetas, count, n = np.asarray(thetas), len(thetas), problem.y.shape[-1]
+    start, row = (np.arange(-(-k // CHUNK) * CHUNK) for k in (count, n))
+    start, row, real = np.minimum(start, count - 1).reshape(-1, CHUNK), np.minimum(row, n - 1), row < n
+    y = np.broadcast_to(problem.y[..., row], (count, len(row)))
+    weights = np.broadcast_to(problem.weights[..., row] * real, (count, len(row)))
+    problem = problem._replace(inputs={name: column[row] for name, column in problem.inputs.items()})
+    with jax.enable_x64(True):
+        ends = [_descend(law, space, problem._replace(y=y[s], weights=weights[s]), thetas[s], steps) for s in start]
+        theta, value, residuals, jacobian = (np.concatenate(part)[:count] for part in zip(*ends, strict=True))
+    return End(theta, value, residuals[:, :n], jacobian[:, :n])
+
+
+@partial(jax.jit, static_argnames=("law", "space"))
+def _descend(law, space: str, problem: Problem, thetas, steps):
+    return jax.vmap(lambda theta, y, w: _one(law, space, problem._replace(y=y, weights=w), theta, steps))(
+        thetas, problem.y, problem.weights
+    )
+
+
+def _one(law, space: str, problem: Problem, theta, steps) -> End:
+    free, delta = problem.free, problem.delta
+
+    def residuals(theta):
+        predicted = jnp.broadcast_to(law.predict(law.natural(theta, jnp), problem.inputs), problem.y.shape)
+        r = jnp.log(predicted) - jnp.log(problem.y) if space == "log" else predicted - problem.y
+        r = jnp.where(problem.weights > 0, r, 0)
+        return r, r
+
+    def step(_, state):
+        now, damping = state
+        weights = problem.weights / jnp.maximum(1, jnp.abs(now.residuals) / delta)
+        jacobian = now.jacobian * free
+        curvature = jacobian.T @ (weights[:, None] * jacobian)
+        scale = jnp.diag(curvature)
+        ridge = damping * scale + 1e-14 * jnp.max(scale) + 1e-300 + (1 - free)
+        moved = now.theta - jnp.linalg.solve(curvature + jnp.diag(ridge), jacobian.T @ (weights * now.residuals))
+        jacobian, r = jax.jacfwd(residuals, has_aux=True)(moved)
+        inner = jnp.clip(r, -delta, delta)
+        found = End(moved, jnp.sum(problem.weights * inner * (r - inner / 2)), r, jacobian)
+        better = found.value < now.value
+        damping = jnp.clip(jnp.where(better, damping / 5, damping * 4), 1e-12, 1e12)
+        return jax.tree.map(lambda new, old: jnp.where(better, new, old), found, now), damping
+
+    nowhere = End(theta, jnp.inf, jnp.zeros_like(problem.y), jnp.zeros((*problem.y.shape, *theta.shape)))
+    return jax.lax.fori_loop(0, steps, step, (nowhere, 1e-2))[0]
