@@ -52,7 +52,7 @@ def ours(shape: dict, dtype: str, options: list[str]):
     config.optim.update(b2=0.98, eps=1e-9, clip=0.0)
     config.batch.update(tokens=shape["sequences"] * shape["context"], context=shape["context"])
     made = program(config, parallel.mesh(1, 1, 1), shape["vocab"])
-    state = made.init()
+    state = made.init(0)
     put = [jax.device_put(b[None, None, None], made.batch_sharding) for b in batches(shape, extra=1)]
     everywhere = NamedSharding(made.mesh, PartitionSpec())
     hypers, one = jax.device_put(({"lr": np.float32([1e-3]), "decay": np.float32([1e-4])}, np.int32(1)), everywhere)

@@ -27,10 +27,14 @@ POSITIVE = (
 NOT_NEGATIVE = (
     "seed", "model.vocab_size", "model.z_loss", "model.init_std", "batch.micro_tokens", "schedule.warmup_tokens",
     "schedule.decay_tokens", "optim.weight_decay", "optim.clip", "evaluate.every_tokens", "evaluate.tokens",
+    "evaluate.tasks_every_tokens", "evaluate.task_items",
     "checkpoint.every_tokens",
 )  # fmt: skip
 # What may differ when a run is resumed: where and how it computes and what it writes, not what it computes.
-RESUMABLE = ("mesh", "compute", "checkpoint", "log", "data.archives", "data.store", "data.tfds_dir")
+RESUMABLE = (
+    "mesh", "compute", "checkpoint", "log", "data.archives", "data.store", "data.tfds_dir",
+    "evaluate.tasks", "evaluate.tasks_every_tokens", "evaluate.task_items", "evaluate.items_from",
+)  # fmt: skip
 
 
 class InputError(ValueError):
@@ -112,6 +116,10 @@ def default() -> ConfigDict:
     c.evaluate = ConfigDict()
     c.evaluate.every_tokens = 500_000  # 0: only at the end
     c.evaluate.tokens = 0  # validation tokens; 0: all of them
+    c.evaluate.tasks = ""  # as in hellaswag,piqa,arc_easy,arc_challenge,mmlu:5,cmmlu:5 (evaluate.tasks)
+    c.evaluate.tasks_every_tokens = 0  # 0: only at the end
+    c.evaluate.task_items = 0  # the first items of each task; 0: all of them
+    c.evaluate.items_from = "archive"  # where they are: archive | tfds | PATH
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_tokens = 500_000  # 0: only at the end
@@ -138,6 +146,8 @@ def check(config: ConfigDict) -> None:
     for key in ("optim.b1", "optim.b2", "schedule.final_fraction", "data.validation_fraction"):
         if not 0 <= get(config, key) < 1:
             raise InputError(f"{key}={get(config, key)}: must be in [0, 1)")
+    if config.seed >= 2**32:
+        raise InputError(f"seed={config.seed}: must be below 2^32")
     if config.schedule.warmup_tokens + config.schedule.decay_tokens > config.tokens:
         raise InputError(
             f"schedule.warmup_tokens={config.schedule.warmup_tokens} + decay_tokens={config.schedule.decay_tokens}: "

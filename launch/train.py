@@ -26,7 +26,7 @@ def main(config, console) -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     run = build(config)
     if _RULES.value:
-        for path, spec in parallel.table(run.shardings):
+        for path, spec in parallel.table(run.program.shardings):
             console.print(f"{path:50s} {spec}", highlight=False, soft_wrap=True)
         return 0
     try:

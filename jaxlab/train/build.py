@@ -1,7 +1,7 @@
 """From a config to the functions of a run: the only place that knows what the keys of the config mean."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import jax
@@ -11,10 +11,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlab import parallel
-from jaxlab.config import InputError, check
+from jaxlab.config import InputError, check, flatten
 from jaxlab.data.order import Sequences, Validation
-from jaxlab.data.store import TokenStore, open_store
+from jaxlab.data.store import TokenStore, load_tokenizer, open_store
+from jaxlab.evaluate.choice import chooser, score_tasks
 from jaxlab.evaluate.loss import evaluate, evaluator
+from jaxlab.evaluate.tasks import Item, read_tasks
 from jaxlab.model import attention
 from jaxlab.model.decoder import Decoder
 from jaxlab.model.loss import cross_entropy
@@ -24,17 +26,22 @@ from jaxlab.train.plan import Call, calls
 from jaxlab.train.state import Clock, State
 from jaxlab.train.step import inner_steps
 
+# What the host alone reads: configs that differ in nothing else train with the same compiled programs.
+HOST_KEYS = (
+    "seed", "tokens", "data", "schedule", "optim.weight_decay", "optim.decay", "evaluate", "checkpoint", "log",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Program:
-    """What a run computes: pure functions of its state, and where everything lives. Needs no data."""
+    """What runs of one shape compute: pure functions of their state, and where everything lives. Needs no data."""
 
-    config: ConfigDict
+    config: ConfigDict  # HOST_KEYS of it are not read
     mesh: Mesh
     model: Decoder
     loss_fn: Callable  # (params, tokens [b, L+1]) -> (objective, sums)
     shardings: State  # NamedSharding of every leaf of the state
-    init: Callable  # () -> State, jitted
+    init: Callable  # seed, uint32 -> State, jitted
     inner_steps: Callable  # (State, batches, hypers, count) -> (State, metrics [n, M]), jitted, State donated
 
     @cached_property
@@ -53,7 +60,7 @@ class Program:
 
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the state, without its arrays."""
-        shapes = jax.eval_shape(self.init)
+        shapes = jax.eval_shape(self.init, np.uint32(0))
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings)
 
     @cached_property
@@ -79,14 +86,36 @@ class Program:
         state, metrics = self.compiled(state, *arguments)
         return state, self._average(metrics)
 
+    @cached_property
+    def evaluate_batch(self):
+        """The compiled `evaluator` of the loss."""
+        return jax.jit(evaluator(self.loss_fn))
+
+    @cached_property
+    def choose(self):
+        """The compiled `chooser` of the model: (params, items, tokenizer) -> records of multiple-choice items."""
+        c, sequences = self.config, self.microbatch[1] * self.config.batch.context // self.config.model.context
+        return chooser(self.model, self.mesh, c.replicas, sequences=sequences, chunk=c.compute.loss_chunk)
+
+    def serves(self, config: ConfigDict, vocab_size: int) -> bool:
+        """Whether a run of `config` is a run of this program."""
+
+        def compiled_from(c):
+            return {k: v for k, v in flatten(c).items() if not any(k == h or k.startswith(h + ".") for h in HOST_KEYS)}
+
+        return self.model.c.vocab_size == vocab_size and compiled_from(self.config) == compiled_from(config)
+
 
 @dataclass(frozen=True)
-class Run(Program):
-    """A program and the data that it is fed."""
+class Run:
+    """A program, the schedules of one config, and the data that it is fed."""
 
+    config: ConfigDict
+    program: Program
     store: TokenStore
     train: Sequences
     validation: Validation
+    tasks: dict[str, list[Item]]
 
     def calls(self, clock: Clock) -> Iterator[Call]:
         """The compiled calls that are left from `clock` to the end of the run."""
@@ -98,12 +127,12 @@ class Run(Program):
             batch_tokens=c.batch.tokens,
             hypers=hypers(c),
             steps_per_call=c.compute.steps_per_call,
-            stops=(c.evaluate.every_tokens, c.checkpoint.every_tokens),
+            stops=(c.evaluate.every_tokens, c.evaluate.tasks_every_tokens, c.checkpoint.every_tokens),
         )
 
     def arguments(self, call: Call) -> tuple:
         """Device arrays (batches, hypers, count) of a call; each process reads only its devices' parts of the batch."""
-        c, (k, b), length = self.config, self.microbatch, self.train.context
+        c, (k, b), length = self.config, self.program.microbatch, self.train.context
         n, m = c.compute.steps_per_call, c.replicas
         positions = call.start.sequences + np.arange(n * call.sequences).reshape(n, m, k, b)
 
@@ -114,19 +143,15 @@ class Run(Program):
             tokens[wanted] = self.train.read(part.ravel()[wanted])
             return tokens.reshape(*part.shape, length + 1)
 
-        batches = parallel.global_array((n, m, k, b, length + 1), self.batch_sharding, read)
+        batches = parallel.global_array((n, m, k, b, length + 1), self.program.batch_sharding, read)
         padded = {name: np.float32(v + [0.0] * (n - len(v))) for name, v in call.hypers.items()}
-        put = partial(parallel.replicated, self.mesh)
+        put = partial(parallel.replicated, self.program.mesh)
         return batches, jax.tree.map(put, padded), put(np.int32(call.count))
-
-    @cached_property
-    def _evaluate_batch(self):
-        return jax.jit(evaluator(self.loss_fn))
 
     def evaluate(self, state: State) -> dict:
         """Loss and bits per byte of the state's parameters on the validation split (evaluate.loss)."""
-        c, b = self.config, self.microbatch[1]
-        sharding = NamedSharding(self.mesh, PartitionSpec(parallel.batch_axes(c.replicas)[1], None))
+        c, b = self.config, self.program.microbatch[1]
+        sharding = NamedSharding(self.program.mesh, PartitionSpec(parallel.batch_axes(c.replicas)[1], None))
 
         def put(positions):
             shape = (len(positions), self.validation.context + 1)
@@ -134,35 +159,53 @@ class Run(Program):
 
         wanted = -(-c.evaluate.tokens // self.validation.context) or self.validation.num_sequences
         sequences = min(wanted, self.validation.num_sequences)
-        return evaluate(
-            self._evaluate_batch, state.params, self.validation, put, sequences=sequences, batch_sequences=b
-        )
+        score = self.program.evaluate_batch
+        return evaluate(score, state.params, self.validation, put, sequences=sequences, batch_sequences=b)
+
+    @cached_property
+    def _tokenizer(self):
+        return load_tokenizer(self.config.data.store)
+
+    def choose(self, state: State, items: list[Item]) -> Iterator[list[dict]]:
+        """Records of multiple-choice items under the state's parameters, a window at a time (evaluate.choice)."""
+        return self.program.choose(state.params, items, self._tokenizer)
+
+    def scores(self, state: State) -> dict:
+        """{"TASK/SCORE": value} on the run's tasks."""
+        return score_tasks(partial(self.choose, state), self.tasks)
 
 
-def build(config: ConfigDict) -> Run:
-    """Checks the config against itself, the devices and the token store (InputError), and assembles the run."""
+def build(config: ConfigDict, compiled: Program | None = None) -> Run:
+    """Checks the config against itself, the devices and the token store (InputError), and assembles the run.
+
+    compiled: the program of an earlier run, taken again if it serves: many runs of one shape compile once.
+    """
     check(config)
     mesh = parallel.mesh(config.mesh.replica, config.mesh.data, config.mesh.tensor)
     _check_batch(config, mesh)
     store = open_store(config.data.store)
     _check_store(config, store)
-    made = program(config, mesh, vocabulary(config, store))
+    e, data, vocab_size = config.evaluate, config.data, vocabulary(config, store)
+    serves = compiled is not None and compiled.serves(config, vocab_size)
     return Run(
-        **{f.name: getattr(made, f.name) for f in fields(made)},
+        config=config,
+        program=compiled if serves else program(config, mesh, vocab_size),
         store=store,
         train=Sequences(store.split("train"), config.batch.context, config.seed),
         validation=Validation(store.split("validation"), config.batch.context),
+        tasks=read_tasks(e.tasks, e.items_from, archives=data.archives, tfds_dir=data.tfds_dir, limit=e.task_items),
     )
 
 
 def program(config: ConfigDict, mesh: Mesh, vocab_size: int) -> Program:
-    """The functions of a run on a mesh, whose devices may be described only (compilation ahead of time)."""
+    """The functions of runs on a mesh, whose devices may be described only (compilation ahead of time)."""
     c = FrozenConfigDict(config.model.to_dict() | {"vocab_size": vocab_size})
     model = decoder(c, config.compute, mesh, config.replicas)
     optimiser = adamw(**{k: config.optim[k] for k in ("b1", "b2", "eps", "clip", "decay_mask")})
     loss_fn = objective(model, config.compute.loss_chunk)
-    init = initial_state(model, optimiser, seed=config.seed, replicas=config.replicas)
-    shardings = parallel.state_shardings(jax.eval_shape(init), mesh, replicas=config.replicas, fsdp=config.mesh.fsdp)
+    init = initial_state(model, optimiser, replicas=config.replicas)
+    shapes = jax.eval_shape(init, np.uint32(0))
+    shardings = parallel.state_shardings(shapes, mesh, replicas=config.replicas, fsdp=config.mesh.fsdp)
     steps = inner_steps(loss_fn, optimiser, spmd_axis_name=parallel.batch_axes(config.replicas)[0])
     per_replica = NamedSharding(mesh, PartitionSpec(None, parallel.batch_axes(config.replicas)[0]))
     return Program(
@@ -216,10 +259,10 @@ def objective(model: Decoder, chunk: int) -> Callable:
     return loss_fn
 
 
-def initial_state(model: Decoder, optimiser, *, seed: int, replicas: int) -> Callable:
-    """() -> State; all replicas start from the same parameters."""
+def initial_state(model: Decoder, optimiser, *, replicas: int) -> Callable:
+    """init(seed, uint32) -> State; all replicas start from the same parameters."""
 
-    def init():
+    def init(seed):
         # As plainly as can be: parameters do not depend on how the layers are run.
         params = Decoder(model.c).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
         state = State(params, optimiser.init(params))

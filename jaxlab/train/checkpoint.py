@@ -76,6 +76,10 @@ class Checkpoints:
             )
         return None
 
+    def steps(self) -> list[int]:
+        """Tokens at which a checkpoint is there."""
+        return list(self._manager.all_steps())
+
     def _restore(self, tokens: int, abstract: State) -> tuple[State, Clock]:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
         found = self._manager.restore(tokens, args=args)

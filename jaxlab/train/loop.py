@@ -3,6 +3,7 @@
 import faulthandler
 import json
 import math
+import os
 import platform
 import signal
 import sys
@@ -15,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from jaxlab.config import InputError, differences, flatten
@@ -38,21 +40,20 @@ def train(run: Run, workdir: str | Path, console: Console) -> dict | None:
     another config or cannot hold this one, NonFinite at the first number that is not finite, SaveFailed if a
     checkpoint cannot be written; what was saved before stays.
     """
-    workdir, config = Path(workdir), run.config
-    record = {"config": flatten(config), "data": _data_record(run), "versions": {p: version(p) for p in PACKAGES}}
+    workdir, config, recorded = Path(workdir), run.config, record(run)
     finished = (workdir / "result.json").exists()
     if not finished:
-        check_space(workdir, config.checkpoint.keep, run.abstract_state())
-    claim(workdir, record)
+        check_space(workdir, config.checkpoint.keep, run.program.abstract_state())
+    claim(workdir, recorded)
     if finished:
         say(console, f"{workdir} is already finished: nothing to do")
         return json.loads((workdir / "result.json").read_text())
-    with _stop_on_signal() as stopping, closing(Checkpoints(workdir / "checkpoints", config.checkpoint.keep)) as saved:
-        peak, source = peak_flops(run.mesh)
+    with stop_on_signal() as stopping, closing(Checkpoints(workdir / "checkpoints", config.checkpoint.keep)) as saved:
+        peak, source = peak_flops(run.program.mesh)
         for line in report.header(run, peak, source):
             say(console, line)
         state, clock = _start(run, saved, console)
-        meter = Meter(flops.training_per_token(run.model.c, config.batch.context), peak)
+        meter = Meter(flops.training_per_token(run.program.model.c, config.batch.context), peak)
         first = jax.process_index() == 0
         log = Log(
             workdir if first else workdir / f"process-{jax.process_index()}",
@@ -62,22 +63,22 @@ def train(run: Run, workdir: str | Path, console: Console) -> dict | None:
             tensorboard=config.log.tensorboard and first,
         )
         with closing(log), _watched():
-            state, clock = steps(run, state, clock, log, meter, saved, record, stopping)
+            state, clock = steps(run, state, clock, log, meter, saved, recorded, stopping)
             if state is None:
                 log.say(f"stopped at {clock.tokens:,} tokens, saved; the same command goes on from here")
                 return None
-            return finish(run, workdir, state, clock, log, saved, record)
+            return finish(run, workdir, state, clock, log, saved, recorded)
 
 
 def _start(run: Run, checkpoints: Checkpoints, console: Console) -> tuple[State, Clock]:
     """The state to go on from, and the step compiled for it where there are steps to take."""
-    found = checkpoints.restore(run.abstract_state(), lambda line: say(console, line))
-    state, clock = found or (run.init(), Clock())
+    found = checkpoints.restore(run.program.abstract_state(), lambda line: say(console, line))
+    state, clock = found or (run.program.init(np.uint32(run.config.seed)), Clock())
     if found:
         say(console, f"resuming  at {clock.tokens:,} tokens, step {clock.steps:,}")
     if next(run.calls(clock), None):
         began = time.perf_counter()
-        memory = run.compiled.memory_analysis()
+        memory = run.program.compiled.memory_analysis()
         say(console, report.compiled(time.perf_counter() - began, memory))
     return state, clock
 
@@ -88,13 +89,17 @@ def steps(run, state, clock, log, meter, checkpoints, record, stopping) -> tuple
     with jax.transfer_guard("disallow"):
         meter.restart()
         for call, arguments, data_seconds in prefetch(run, clock):
-            state, metrics = run.step(state, arguments)
+            state, metrics = run.program.step(state, arguments)
             write_train(log, meter, pending)  # of the call before: the device is busy with this one
             pending, clock = (call, metrics, data_seconds), call.end
             evaluation_due = crossed(call.start.tokens, clock.tokens, run.config.evaluate.every_tokens)
             if evaluation_due:  # before saving: a checkpoint owes no evaluation
                 pending = write_train(log, meter, pending)
                 write_eval(log, run, state, clock)
+            scores_due = crossed(call.start.tokens, clock.tokens, run.config.evaluate.tasks_every_tokens)
+            if scores_due:
+                pending = write_train(log, meter, pending)
+                write_scores(log, run, state, clock)
             # One process is told by its signal; several must agree on the step, which JAX arranges among them.
             stop = stopping.is_set() if jax.process_count() == 1 else checkpoints.interrupted(clock.tokens)
             save_due = stop or crossed(call.start.tokens, clock.tokens, run.config.checkpoint.every_tokens)
@@ -105,7 +110,7 @@ def steps(run, state, clock, log, meter, checkpoints, record, stopping) -> tuple
             if stop:
                 checkpoints.wait()
                 return None, clock
-            if evaluation_due or save_due:
+            if evaluation_due or scores_due or save_due:
                 meter.restart()
         write_train(log, meter, pending)
     return state, clock
@@ -138,6 +143,13 @@ def write_train(log: Log, meter: Meter, pending: tuple | None) -> None:
     call, metrics, data_seconds = pending
     metrics = jax.device_get(metrics)
     speed = meter.read(call, data_seconds)
+    values = write_rows(log, call, metrics, speed)
+    log.progress(call.end.tokens, f"loss {values['loss']:.3f}  {meter.status(log.total - call.end.tokens)}")
+
+
+def write_rows(log: Log, call: Call, metrics: dict, speed: dict) -> dict:
+    """Writes the row of every step of a call, metrics {name: [count or more]}; returns the last one's values. Raises
+    NonFinite at the first number that is not finite."""
     _postpone_hang_report()
     tokens_a_step = (call.end.tokens - call.start.tokens) // call.count
     for i in range(call.count):
@@ -148,7 +160,7 @@ def write_train(log: Log, meter: Meter, pending: tuple | None) -> None:
             if not math.isfinite(value):
                 raise NonFinite(f"{name} is {value} at step {step:,}, {tokens:,} tokens")
         log.row("train", step, tokens, values | speed)
-    log.progress(call.end.tokens, f"loss {values['loss']:.3f}  {meter.status(log.total - call.end.tokens)}")
+    return values
 
 
 def write_eval(log: Log, run: Run, state: State, clock: Clock) -> dict:
@@ -165,6 +177,16 @@ def write_eval(log: Log, run: Run, state: State, clock: Clock) -> dict:
     return result
 
 
+def write_scores(log: Log, run: Run, state: State, clock: Clock) -> None:
+    """Scores the run's tasks, and writes and shows the result."""
+    scores = run.scores(state)
+    _postpone_hang_report()
+    log.row("tasks", clock.steps, clock.tokens, scores)
+    for name in run.tasks:
+        share, error, chance = (100 * scores[f"{name}/{key}"] for key in ("per_byte", "per_byte_se", "chance"))
+        log.say(f"{clock.tokens:>13,} tokens  {name} {share:.2f} ± {error:.2f} % per byte, chance {chance:.2f} %")
+
+
 def finish(run, workdir, state, clock, log, checkpoints, record) -> dict:
     """The last checkpoint and evaluation, the figure, and result.json, whose presence says that the run is done."""
     log.flush()
@@ -172,6 +194,8 @@ def finish(run, workdir, state, clock, log, checkpoints, record) -> dict:
     rows = [r for r in read(log.path) if r["kind"] == "eval" and r["tokens"] == clock.tokens]
     last = rows[-1] if rows else write_eval(log, run, state, clock)
     rows = read(log.path)
+    if run.tasks and not any(r["kind"] == "tasks" and r["tokens"] == clock.tokens for r in rows):
+        write_scores(log, run, state, clock)
     result = {"tokens": clock.tokens, "steps": clock.steps, "epochs": run.train.epochs(clock.sequences)}
     result |= {name: last[name] for name in ("loss", "bits_per_byte")}
     result["seconds"] = round(sum(r["seconds"] for r in rows if r["kind"] == "train"), 1)
@@ -181,6 +205,12 @@ def finish(run, workdir, state, clock, log, checkpoints, record) -> dict:
         report.figure(rows, workdir / "curves.png", f"{run.config.model.family}, {run.config.data.source}")
         _write_json(workdir / "result.json", result)
     return result
+
+
+def record(run: Run) -> dict:
+    """What config.json and every checkpoint record of a run: its config, data and versions."""
+    data = {name: run.store.meta[name] for name in ("corpus_sha256", "tokenizer_sha256")}
+    return {"config": flatten(run.config), "data": data, "versions": {p: version(p) for p in PACKAGES}}
 
 
 def claim(workdir: Path, record: dict) -> None:
@@ -195,7 +225,9 @@ def claim(workdir: Path, record: dict) -> None:
         return
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-        _write_json(path, record | {"machine": platform.platform()})
+        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {devices}"
+        _write_json(path, record | {"machine": machine})
 
 
 def _write_json(path: Path, content: dict) -> None:
@@ -204,13 +236,8 @@ def _write_json(path: Path, content: dict) -> None:
     part.replace(path)
 
 
-def _data_record(run: Run) -> dict:
-    meta = run.store.meta
-    return {name: meta[name] for name in ("corpus_sha256", "tokenizer_sha256")}
-
-
 @contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
+def stop_on_signal() -> Iterator[threading.Event]:
     """An event that SIGTERM or Ctrl-C sets; a second one kills. Signals are left alone outside the main thread, and in
     runs of several processes, where JAX handles them."""
     event = threading.Event()

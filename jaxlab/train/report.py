@@ -13,8 +13,8 @@ from jaxlab.train.state import Clock
 
 def header(run: Run, peak: float | None, peak_source: str) -> list[str]:
     """Lines for a person: model, training, batch, devices, compute."""
-    c, m, mesh = run.config, run.model.c, run.mesh
-    count, (k, b) = parameters(m), run.microbatch
+    c, m, mesh = run.config, run.program.model.c, run.program.mesh
+    count, (k, b) = parameters(m), run.program.microbatch
     end = deque(run.calls(Clock()), maxlen=1)[0].end
     devices = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     peak_text = f"{peak / 1e12:,.3g} TFLOP/s ({peak_source})" if peak else peak_source
@@ -26,15 +26,15 @@ def header(run: Run, peak: float | None, peak_source: str) -> list[str]:
         "batch": f"{c.batch.tokens:,} tokens: {c.replicas} replicas x {k} micro-batches x {b} sequences of "
         f"{c.batch.context}",
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind} (mesh {devices}), peak {peak_text}",
-        "compute": f"{run.model.dtype}, attention {kernel_name(run)}, "
-        f"layers {'scanned' if run.model.scan else 'unrolled'}, remat {run.model.remat}",
+        "compute": f"{run.program.model.dtype}, attention {kernel_name(run)}, "
+        f"layers {'scanned' if run.program.model.scan else 'unrolled'}, remat {run.program.model.remat}",
     }
     return [f"{name:9s} {text}" for name, text in lines.items()]
 
 
 def kernel_name(run: Run) -> str:
     """Name of the attention kernel that the run resolved to."""
-    name = run.model.kernel.__name__
+    name = run.program.model.kernel.__name__
     return "jax.nn.dot_product_attention" if name == "<lambda>" else name
 
 

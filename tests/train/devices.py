@@ -43,10 +43,10 @@ def measure(data: dict, replicas: int, mesh: tuple, fsdp: bool) -> dict:
     config = tiny.config(data | SHAPE, replicas=replicas, mesh__fsdp=fsdp)
     config.mesh.replica, config.mesh.data, config.mesh.tensor = mesh
     run = build(config)
-    text, memory = run.compiled.as_text(), run.compiled.memory_analysis()
-    state, losses = run.init(), []
+    text, memory = run.program.compiled.as_text(), run.program.compiled.memory_analysis()
+    state, losses = run.program.init(0), []
     for call in run.calls(Clock()):
-        state, metrics = run.step(state, run.arguments(call))
+        state, metrics = run.program.step(state, run.arguments(call))
         losses.append(float(np.mean(jax.device_get(metrics["loss"]))))
     return {
         "losses": losses,

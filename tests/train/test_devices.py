@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 from ml_collections import FrozenConfigDict
@@ -97,8 +98,8 @@ def test_every_family_has_a_rule_for_every_parameter():
     for family, sizes in SIZES.items():
         c = FrozenConfigDict(model(family, next(iter(sizes))))
         decoder = Decoder(c)
-        init = initial_state(decoder, adamw(b1=0.9, b2=0.99, eps=1e-8), seed=0, replicas=1)
-        shapes = jax.eval_shape(init)
+        init = initial_state(decoder, adamw(b1=0.9, b2=0.99, eps=1e-8), replicas=1)
+        shapes = jax.eval_shape(init, np.uint32(0))
         mesh = parallel.mesh(1, 1, 1)
         shardings = parallel.state_shardings(shapes, mesh, replicas=1, fsdp=True)
         specs = dict(parallel.table(shardings))

@@ -37,7 +37,7 @@ def finished(run, tmp_path_factory):
 
 def test_a_finished_run_says_so_and_does_not_compile(finished, data, monkeypatch):
     again = build(tiny.config(data, **FAST, checkpoint__every_tokens=1_024))
-    monkeypatch.setattr(type(again), "compiled", property(lambda self: 1 / 0))
+    monkeypatch.setattr(type(again.program), "compiled", property(lambda self: 1 / 0))
     console = Console(record=True, quiet=False, file=(finished / "again.txt").open("w"), width=200)
     result = loop.train(again, finished, console)
     assert result == json.loads((finished / "result.json").read_text())
@@ -86,7 +86,7 @@ def test_other_compute_settings_may_go_on(finished, data):
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 def test_a_metric_that_is_not_finite_stops_the_run(run, tmp_path, monkeypatch, name):
     """In step 5: the message says so, and what was saved before is the last thing saved."""
-    original = run.compiled
+    original = run.program.compiled
 
     def compiled(state, *arguments):
         compiled.steps += 1
@@ -96,7 +96,7 @@ def test_a_metric_that_is_not_finite_stops_the_run(run, tmp_path, monkeypatch, n
     compiled.steps = 0
     compiled.memory_analysis = original.memory_analysis
     with monkeypatch.context() as patch:
-        patch.setitem(run.__dict__, "compiled", compiled)
+        patch.setitem(run.program.__dict__, "compiled", compiled)
         patch.setattr(loop.jax, "transfer_guard", lambda _: loop.closing(Nothing()))
         with pytest.raises(NonFinite, match=f"{name} is nan at step 5, 2,560 tokens"):
             loop.train(run, tmp_path, Console(quiet=True))
@@ -110,7 +110,7 @@ class Nothing:
 
 
 def test_a_state_that_is_not_finite_is_not_saved_though_all_metrics_are(run, tmp_path, monkeypatch):
-    original = run.compiled
+    original = run.program.compiled
 
     def compiled(state, *arguments):
         compiled.steps += 1
@@ -122,7 +122,7 @@ def test_a_state_that_is_not_finite_is_not_saved_though_all_metrics_are(run, tmp
     compiled.steps = 0
     compiled.memory_analysis = original.memory_analysis
     with monkeypatch.context() as patch:
-        patch.setitem(run.__dict__, "compiled", compiled)
+        patch.setitem(run.program.__dict__, "compiled", compiled)
         patch.setattr(loop.jax, "transfer_guard", lambda _: loop.closing(Nothing()))
         with pytest.raises(NonFinite, match="params/final_norm/scale is not finite at step 4, 2,048 tokens"):
             loop.train(run, tmp_path, Console(quiet=True))

@@ -1,0 +1,300 @@
+"""Multiple choice by log-likelihood: which continuation of a context the model finds likeliest, plain, per token and
+per byte, as lm-evaluation-harness scores it."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlab import parallel
+from jaxlab.config import InputError
+from jaxlab.data.tokenizer import Tokenizer
+from jaxlab.evaluate.tasks import Item
+
+
+class Choice(NamedTuple):
+    """One continuation as token ids: `targets` are what the last len(targets) of `inputs` are followed by.
+
+    num_bytes: of the continuation's text, without the space that joins it to the context. cut: tokens that are left
+    out at the beginning, where the whole is longer than the model's context.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    num_bytes: int
+    cut: int
+
+
+def encode(tokenizer: Tokenizer, items: list[Item], context: int) -> list[list[Choice]]:
+    """The choices of every item; of what is longer than `context` the right end is kept, and an item with a
+    continuation that alone is longer has no choices.
+
+    Context and continuation are encoded as one text, whose first tokens, as many as the context alone has, count as
+    the context's; spaces at its end go to the continuation. An empty context is the end-of-text id. Raises InputError
+    for a continuation without a token of its own.
+    """
+    heads = [len(ids) for ids in tokenizer.encode([item.context.rstrip() for item in items])]
+    wholes = iter(tokenizer.encode([item.context + choice for item in items for choice in item.choices]))
+
+    def made(item, start, text):
+        ids = next(wholes)
+        if not start:
+            ids, start = np.concatenate(([tokenizer.eos], ids)), 1
+        if len(ids) <= start:
+            raise InputError(f"item {item.id}: the continuation {text[:60]!r} has no token of its own")
+        kept = ids[-(context + 1) :].astype(np.int32)
+        return Choice(
+            kept[:-1], ids[start:].astype(np.int32), len(text.removeprefix(" ").encode()), len(ids) - len(kept)
+        )
+
+    every = [[made(item, n, text) for text in item.choices] for item, n in zip(items, heads, strict=True)]
+    return [choices if max(len(c.targets) for c in choices) <= context else [] for choices in every]
+
+
+def scorer(model, chunk: int) -> Callable:
+    """score(params [M, ...], tokens [n, b, L], positions [n, T], targets [n, T]) -> log-probabilities [n, T] float32.
+
+    positions count the b L tokens of a group; targets are the ids that follow there. Natural logarithm, the mean over
+    replicas. The head is applied at these positions alone, `chunk` of each group at a time (dividing T, or above it).
+    """
+
+    def one(params, tokens, positions, targets):
+        n, b, length = tokens.shape
+        hidden, head = model.apply({"params": params}, tokens.reshape(n * b, length), method="features")
+        hidden = jnp.take_along_axis(hidden.reshape(n, b * length, -1), positions[..., None], axis=1)
+
+        def part(xs):
+            hidden, targets = xs
+            logits = jnp.einsum("ntd,vd->ntv", hidden, head, preferred_element_type=jnp.float32)
+            # A masked sum, not a gather: it stays local where the vocabulary is sharded.
+            is_target = lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
+            return jnp.sum(jnp.where(is_target, logits, 0), axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+
+        if targets.shape[1] <= chunk:
+            return part((hidden, targets))
+        pieces = [x.reshape(n, -1, chunk, *x.shape[2:]).swapaxes(0, 1) for x in (hidden, targets)]
+        return lax.map(part, tuple(pieces)).swapaxes(0, 1).reshape(n, -1)
+
+    def score(params, tokens, positions, targets):
+        return jax.vmap(one, in_axes=(0, None, None, None))(params, tokens, positions, targets).mean(0)
+
+    return score
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shapes of the batches: one for each length that sequences are padded to, all with about the same work.
+
+    groups: parts of a batch, one a device along the batch axes. tokens: of a group, padding included. unit: what
+    every length but the last, `context`, is a multiple of. chunk: positions of a group whose logits exist at a time.
+    """
+
+    context: int
+    groups: int
+    tokens: int
+    unit: int
+    chunk: int
+
+    def length(self, size: int) -> int:
+        """Tokens that a sequence of `size` tokens is padded to: four lengths an octave, multiples of unit."""
+        length = self.unit
+        while length < size:
+            octave = 1 << (length // self.unit).bit_length() - 1
+            length += self.unit * max(1, octave // 4)
+        return min(length, self.context)
+
+    def scored(self, choices: list[Choice]) -> int:
+        """Positions of a group to score: its share of them among these choices and a little more, so that groups are
+        full of sequences first; in eighths of its tokens, so that shapes recur; at least one full continuation."""
+        share = sum(len(c.targets) for c in choices) / sum(self.length(len(c.inputs)) for c in choices)
+        eighths = math.ceil(8 * 1.1 * share)
+        wanted = max(self.context, -(-eighths * self.tokens // 8))
+        return wanted if wanted <= self.chunk else -(-wanted // self.chunk) * self.chunk
+
+
+class Batch(NamedTuple):
+    """Arguments of `scorer`, and for every scored position the number of its choice (-1: none)."""
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    targets: np.ndarray
+    owners: np.ndarray
+
+
+def batches(choices: list[Choice], layout: Layout, scored: int) -> Iterator[Batch]:
+    """The choices in batches of a few shapes, long ones first, with `scored` positions in each group."""
+    by_length = {}
+    for number, choice in enumerate(choices):
+        by_length.setdefault(layout.length(len(choice.inputs)), []).append(number)
+    for length in sorted(by_length, reverse=True):
+        rows = max(1, layout.tokens // length)
+        groups = list(_groups(choices, by_length[length], rows, scored))
+        for first in range(0, len(groups), layout.groups):
+            yield _batch(choices, groups[first : first + layout.groups], (layout.groups, rows, length), scored)
+
+
+def _groups(choices: list[Choice], numbers: list[int], rows: int, scored: int) -> Iterator[list[tuple[int, int]]]:
+    """(row, number of a choice) in groups that fit; neighbours with equal inputs, such as A to D, share a row."""
+    group, row, room, before = [], -1, scored, None
+    for number in numbers:
+        inputs, targets = choices[number][:2]
+        new = not np.array_equal(inputs, before)
+        if len(targets) > room or (new and row + 1 == rows):
+            yield group
+            group, row, room, new = [], -1, scored, True
+        row += new
+        group.append((row, number))
+        room, before = room - len(targets), inputs
+    yield group
+
+
+def _batch(choices: list[Choice], groups: list, shape: tuple[int, int, int], scored: int) -> Batch:
+    tokens = np.zeros(shape, np.int32)
+    positions, targets = np.zeros((2, shape[0], scored), np.int32)
+    owners = np.full((shape[0], scored), -1)
+    for g, group in enumerate(groups):
+        start = 0
+        for row, number in group:
+            inputs, ids = choices[number][:2]
+            here = slice(start, start + len(ids))
+            tokens[g, row, : len(inputs)] = inputs
+            positions[g, here] = row * shape[2] + np.arange(len(inputs) - len(ids), len(inputs))
+            targets[g, here], owners[g, here] = ids, number
+            start += len(ids)
+    return Batch(tokens, positions, targets, owners)
+
+
+def log_likelihoods(score: Callable, choices: list[Choice], layout: Layout, scored: int) -> Callable[[], np.ndarray]:
+    """Starts scoring; the result waits for it: the summed log-probability of each choice's targets, float64 [n], nats.
+
+    score(tokens, positions, targets) is `scorer` with its parameters and its arrays on their devices.
+    """
+    started = [(batch.owners, score(*batch[:3])) for batch in batches(choices, layout, scored)]
+
+    def result():
+        total = np.zeros(len(choices))
+        for owners, log_probs in started:
+            scored = owners >= 0
+            np.add.at(total, owners[scored], jax.device_get(log_probs)[scored].astype(np.float64))
+        return total
+
+    return result
+
+
+def chooser(model, mesh: Mesh, replicas: int, *, sequences: int, chunk: int) -> Callable:
+    """choose(params [M, ...], items, tokenizer) -> `evaluate`, compiled for a mesh and sharded over its batch axes.
+
+    sequences: full ones that fit into a batch. chunk: positions of each of them whose logits exist at a time.
+    """
+    axes = parallel.batch_axes(replicas)[1]
+    groups = math.prod(mesh.shape[axis] for axis in np.atleast_1d(axes))
+    share = max(1, sequences // groups)
+    on_tpu = mesh.devices.flat[0].platform == "tpu"
+    layout = Layout(
+        context=model.c.context,
+        groups=groups,
+        tokens=share * model.c.context,
+        unit=128 if on_tpu else 16,  # splash attention takes multiples of 128
+        chunk=share * chunk,
+    )
+    sharding = NamedSharding(mesh, PartitionSpec(axes))
+    compiled = jax.jit(scorer(model, layout.chunk), out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def put(array):
+        return parallel.global_array(array.shape, sharding, lambda index: array[index])
+
+    def choose(params, items, tokenizer):
+        return evaluate(lambda *arrays: compiled(params, *map(put, arrays)), items, tokenizer, layout)
+
+    return choose
+
+
+def evaluate(score: Callable, items: list[Item], tokenizer: Tokenizer, layout: Layout) -> Iterator[list[dict]]:
+    """Scores the items; yields their records in order, a window of items at a time. Raises InputError as `encode`.
+
+    A record: {"id", "domain", "gold"}, and for each choice {"log_likelihood" (nats), "tokens", "bytes", "cut"}; lists
+    without elements for an item that does not fit.
+    """
+    before = scored = None
+    size = layout.groups * layout.tokens // 4  # some tens of batches: few of them are left partly empty
+    for first in range(0, len(items), size):
+        window = items[first : first + size]
+        encoded = encode(tokenizer, window, layout.context)
+        choices = [choice for of_item in encoded for choice in of_item]
+        scored = scored or layout.scored(choices)
+        started = window, encoded, log_likelihoods(score, choices, layout, scored)
+        if before:  # fetched while the devices are busy with the next window
+            yield _records(*before)
+        before = started
+    if before:
+        yield _records(*before)
+
+
+def _records(items: list[Item], encoded: list[list[Choice]], result: Callable) -> list[dict]:
+    found = iter(result().tolist())
+    return [
+        {
+            "id": item.id,
+            "domain": item.domain,
+            "gold": item.gold,
+            "log_likelihood": [next(found) for _ in choices],
+            "tokens": [len(c.targets) for c in choices],
+            "bytes": [c.num_bytes for c in choices],
+            "cut": [c.cut for c in choices],
+        }
+        for item, choices in zip(items, encoded, strict=True)
+    ]
+
+
+def summarise(records: list[dict]) -> dict:
+    """Scores over items, each with its standard error "..._se", sqrt(p (1 - p) / n) for a share p of n items.
+
+    "accuracy" of the likeliest choice, "per_token" and "per_byte" of the likeliest by length; "margin": by how much the
+    right choice is likelier than the mean of the others, nats per token (it moves while accuracies are at chance).
+    "chance": the accuracy of a guess. "cut": items of which some choice lost the beginning of its context; "left_out":
+    those that did not fit, not among the n "items". Raises InputError where nothing fits.
+    """
+    fitting = [r for r in records if r["log_likelihood"]]
+    n = len(fitting)
+    if not n:
+        raise InputError("no item has continuations that fit into the model's context")
+    scores = {"items": n, "chance": math.fsum(1 / len(r["bytes"]) for r in fitting) / n}
+    for name, unit in (("accuracy", None), ("per_token", "tokens"), ("per_byte", "bytes")):
+        p = sum(int(np.argmax(_likelihoods(r, unit))) == r["gold"] for r in fitting) / n
+        scores |= {name: p, f"{name}_se": math.sqrt(p * (1 - p) / n)}
+    margins = [_margin(_likelihoods(r, "tokens"), r["gold"]) for r in fitting]
+    scores |= {"margin": float(np.mean(margins)), "margin_se": float(np.std(margins)) / math.sqrt(n)}
+    return scores | {"cut": sum(any(r["cut"]) for r in fitting), "left_out": len(records) - n}
+
+
+def by_domain(records: list[dict]) -> dict:
+    """`summarise`, with the same of each domain in "domains" where there are several."""
+    domains = {}
+    for record in records:
+        if record["log_likelihood"]:
+            domains.setdefault(record["domain"], []).append(record)
+    parts = {name: summarise(domains[name]) for name in sorted(domains)} if len(domains) > 1 else {}
+    return summarise(records) | ({"domains": parts} if parts else {})
+
+
+def score_tasks(choose: Callable, tasks: dict[str, list[Item]]) -> dict:
+    """{"TASK/SCORE": value} of `summarise` for {task: items}; choose(items) as `evaluate`."""
+    found = {}
+    for name, items in tasks.items():
+        scores = summarise([record for window in choose(items) for record in window])
+        found |= {f"{name}/{key}": value for key, value in scores.items()}
+    return found
+
+
+def _likelihoods(record: dict, unit: str | None) -> np.ndarray:
+    return np.array(record["log_likelihood"]) / (np.array(record[unit]) if unit else 1)
+
+
+def _margin(likelihoods: np.ndarray, gold: int) -> float:
+    return likelihoods[gold] - np.delete(likelihoods, gold).mean()

@@ -1,0 +1,161 @@
+"""A population: runs of one program and one plan, trained as one compiled program, each a member of a `vmap`."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from jaxlab.config import flatten
+from jaxlab.cost import flops
+from jaxlab.train import loop
+from jaxlab.train.build import Run
+from jaxlab.train.checkpoint import Checkpoints, NonFinite
+from jaxlab.train.log import Log, say
+from jaxlab.train.meter import Meter, peak_flops
+from jaxlab.train.plan import Call, crossed
+from jaxlab.train.state import Clock, State
+
+# What members may differ in: their seeds and hyper-parameters.
+OWN_KEYS = ("seed", "schedule", "optim.weight_decay", "optim.decay")
+
+
+@dataclass
+class Member:
+    """A run of the population, and what became of it: its result, or the error of one that diverged."""
+
+    run: Run
+    workdir: Path
+    record: dict
+    log: Log
+    checkpoints: Checkpoints
+    outcome: dict | NonFinite | None = None
+
+
+def alike(run: Run, other: Run) -> bool:
+    """Whether two runs can be members of one population."""
+    flat, other_flat = flatten(run.config), flatten(other.config)
+    own = {key for key in flat if any(key == o or key.startswith(o + ".") for o in OWN_KEYS)}
+    return run.program is other.program and all(flat[key] == other_flat[key] for key in flat.keys() - own)
+
+
+def in_step(workdirs: list[Path]) -> bool:
+    """Whether all runs have their newest checkpoint, or none, at the same token: only then can they go on together."""
+    newest = {max((int(p.name) for p in w.glob("checkpoints/*") if p.name.isdecimal()), default=0) for w in workdirs}
+    return len(newest) == 1
+
+
+def train_together(runs: list[Run], workdirs: list[Path], consoles: list[Console]) -> list[dict | NonFinite | None]:
+    """Trains runs that are `alike` and `in_step` to their end; each workdir is left as `train` would leave it.
+
+    Returns for each what `train` would: its result, NonFinite if it diverged (the others go on without it), or None if
+    told to stop, all saved. Losses are those of the runs alone within rounding: products are batched over the members.
+    A member's seconds are its share of the population's.
+    """
+    with loop.stop_on_signal() as stopping, ExitStack() as stack:
+        members = [_member(*parts, stack) for parts in zip(runs, workdirs, consoles, strict=True)]
+        states, clock = _start(members)
+        states, clock = _steps(members, states, clock, stopping)
+        for i, member in enumerate(members):
+            if states is not None and member.outcome is None:
+                own = (_of(states, i), clock, member.log, member.checkpoints, member.record)
+                _guarded(member, loop.finish, member.run, member.workdir, *own, keep=True)
+    return [member.outcome for member in members]
+
+
+def _member(run: Run, workdir: Path, console: Console, stack: ExitStack) -> Member:
+    record = loop.record(run)
+    loop.claim(workdir, record)
+    checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", run.config.checkpoint.keep)))
+    say(console, f"member of a population; seed {run.config.seed}, peak_lr {run.config.schedule.peak_lr:g}")
+    start = max(checkpoints.steps(), default=0)
+    options = {"total_tokens": run.config.tokens, "start_tokens": start, "tensorboard": run.config.log.tensorboard}
+    log = stack.enter_context(closing(Log(workdir, console, **options)))
+    return Member(run, workdir, record, log, checkpoints)
+
+
+def _start(members: list[Member]) -> tuple[State, Clock]:
+    """The stacked states of all members, and the clock that they share."""
+    found = []
+    for member in members:
+        program, seed = member.run.program, np.uint32(member.run.config.seed)
+        saved = member.checkpoints.restore(program.abstract_state(), member.log.say)
+        found.append(saved or (program.init(seed), Clock()))
+    return jax.tree.map(lambda *x: jnp.stack(x), *[state for state, _ in found]), found[0][1]
+
+
+class _Fed:
+    """The calls of all members side by side, and their stacked arguments, as `loop.prefetch` asks for them."""
+
+    def __init__(self, members: list[Member]):
+        self._runs = [member.run for member in members]
+
+    def calls(self, clock: Clock) -> Iterator[tuple[Call, ...]]:
+        return zip(*(run.calls(clock) for run in self._runs), strict=True)
+
+    def arguments(self, calls: tuple[Call, ...]) -> tuple:
+        each = [run.arguments(call) for run, call in zip(self._runs, calls, strict=True)]
+        batches, hypers, counts = zip(*each, strict=True)
+        return jnp.stack(batches), jax.tree.map(lambda *h: jnp.stack(h), *hypers), counts[0]
+
+
+def _steps(members: list[Member], states: State, clock: Clock, stopping) -> tuple[State | None, Clock]:
+    """All steps that are left and what is due between them, as `loop.steps` takes them for one run."""
+    program, config = members[0].run.program, members[0].run.config
+    together = jax.jit(jax.vmap(program.inner_steps, in_axes=(0, 0, 0, None)), donate_argnums=0)
+    meter = Meter(flops.training_per_token(program.model.c, config.batch.context), peak_flops(program.mesh)[0])
+    pending = None
+    for calls, arguments, waited in loop.prefetch(_Fed(members), clock):
+        states, metrics = together(states, *arguments)
+        pending = _write(members, meter, pending)
+        pending, clock = (calls, metrics, waited), calls[0].end
+        start, stop = calls[0].start.tokens, stopping.is_set()
+        evaluation_due = crossed(start, clock.tokens, config.evaluate.every_tokens)
+        save_due = stop or crossed(start, clock.tokens, config.checkpoint.every_tokens)
+        if evaluation_due or save_due:
+            pending = _write(members, meter, pending)
+            for i, member in enumerate(members):
+                if evaluation_due:
+                    _guarded(member, loop.write_eval, member.log, member.run, _of(states, i), clock)
+                if save_due:
+                    member.log.flush()
+                    _guarded(member, member.checkpoints.save, _of(states, i), clock, member.record)
+            meter.restart()
+        if stop:
+            return None, clock
+    _write(members, meter, pending)
+    return states, clock
+
+
+def _write(members: list[Member], meter: Meter, pending: tuple | None) -> None:
+    """Fetches the metrics of a call, and writes every member's rows with its share of the time."""
+    if pending is None:
+        return
+    calls, metrics, waited = pending
+    metrics = jax.device_get(jax.tree.map(lambda m: m.mean(axis=2), metrics))  # [members, n]
+    speed = meter.read(calls[0], waited)
+    shares = {name: v / len(members) if name.endswith("seconds") else v * len(members) for name, v in speed.items()}
+    for i, (member, call) in enumerate(zip(members, calls, strict=True)):
+        own = {name: m[i] for name, m in metrics.items()}
+        _guarded(member, loop.write_rows, member.log, call, own, shares)
+
+
+def _guarded(member: Member, call, *args, keep: bool = False) -> None:
+    """call(*args) for a member that has not diverged; its result is kept if asked for, NonFinite always."""
+    if isinstance(member.outcome, NonFinite):
+        return
+    try:
+        result = call(*args)
+    except NonFinite as error:
+        member.outcome = error
+    else:
+        member.outcome = result if keep else None
+
+
+def _of(states: State, i: int) -> State:
+    """Member i's state."""
+    return jax.tree.map(lambda x: x[i], states)

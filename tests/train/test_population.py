@@ -1,0 +1,120 @@
+"""A population against its members trained alone: the same runs, whatever becomes of the others."""
+
+import json
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jaxlab.train import loop, population
+from jaxlab.train.build import build
+from jaxlab.train.checkpoint import NonFinite
+from tests import tiny
+
+QUIET = Console(quiet=True)
+SHORT = {
+    "compute__layers": "scan",
+    "log__tensorboard": False,
+    "tokens": 8_192,
+    "evaluate__every_tokens": 4_096,
+    "checkpoint__every_tokens": 2_048,
+}
+MEMBERS = {
+    "slow": {"schedule__peak_lr": 1e-3},
+    "other seed": {"schedule__peak_lr": 1e-2, "seed": 1},
+    "diverging": {"schedule__peak_lr": 1e30},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(data):
+    """Runs of the three members, which share the first one's program."""
+    made = {}
+    for name, changes in MEMBERS.items():
+        program = next(iter(made.values())).program if made else None
+        made[name] = build(tiny.config(data, **SHORT, **changes), program)
+    return made
+
+
+def together(runs, folder):
+    workdirs = [folder / name for name in runs]
+    return population.train_together(list(runs.values()), workdirs, [QUIET] * len(runs))
+
+
+@pytest.fixture(scope="module")
+def trained(runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("population")
+    return folder, together(runs, folder)
+
+
+def test_members_are_what_they_would_be_alone(runs, trained, tmp_path):
+    """Losses of every step within 2e-5 nats (products are batched, so sums are in another order), and everything that
+    a run leaves: result, rows of the same steps, checkpoints at the same tokens."""
+    folder, outcomes = trained
+    for name, outcome in zip(runs, outcomes, strict=True):
+        if name == "diverging":
+            continue
+        alone = loop.train(runs[name], tmp_path / name, QUIET)
+        assert outcome["loss"] == pytest.approx(alone["loss"], abs=2e-5)
+        assert json.loads((folder / name / "result.json").read_text()) == outcome
+        ours, theirs = tiny.rows(folder / name), tiny.rows(tmp_path / name)
+        assert [(r["kind"], r["steps"], r["tokens"]) for r in ours] == [
+            (r["kind"], r["steps"], r["tokens"]) for r in theirs
+        ]
+        np.testing.assert_allclose([r["loss"] for r in ours], [r["loss"] for r in theirs], atol=2e-5)
+        assert tiny.saved(folder / name) == tiny.saved(tmp_path / name)
+        assert (folder / name / "config.json").read_text() == (tmp_path / name / "config.json").read_text()
+
+
+def test_a_member_that_diverges_leaves_the_others_alone(trained):
+    _, outcomes = trained
+    assert isinstance(outcomes[2], NonFinite)
+    assert " at step " in str(outcomes[2])
+    assert all(np.isfinite(outcome["loss"]) for outcome in outcomes[:2])
+
+
+def test_stopped_and_started_again_it_is_bit_for_bit_the_same(runs, trained, tmp_path, monkeypatch):
+    class Stop:
+        asked = 0
+
+        def is_set(self):
+            self.asked += 1
+            return self.asked == 7
+
+    @contextmanager
+    def stopping():
+        yield Stop()
+
+    sound = {name: runs[name] for name in ("slow", "other seed")}
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_on_signal", stopping)
+        assert together(sound, tmp_path) == [None, None]
+    assert tiny.saved(tmp_path / "slow")[-1] == 7 * 512
+    assert population.in_step([tmp_path / name for name in sound])
+    together(sound, tmp_path)
+    whole = tmp_path / "whole"
+    together(sound, whole)
+    for name in sound:
+        assert tiny.fingerprint(tmp_path / name) == tiny.fingerprint(whole / name)
+        assert tiny.rows(tmp_path / name) == tiny.rows(whole / name)
+
+
+def test_only_runs_of_one_plan_are_alike(runs, data):
+    first = runs["slow"]
+    assert population.alike(first, runs["diverging"])
+    for changes in ({"tokens": 4_096}, {"evaluate__every_tokens": 0}, {"optim__b1": 0.8}):
+        assert not population.alike(first, build(tiny.config(data, **SHORT | changes), first.program))
+
+
+def test_runs_of_one_shape_share_a_program_and_start_as_they_would_alone(runs, data):
+    other = build(tiny.config(data, **SHORT, seed=1))
+    assert runs["other seed"].program is runs["slow"].program
+    for ours, theirs in zip(*(map(np.asarray, _leaves(r.program.init(1))) for r in (runs["slow"], other)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def _leaves(state):
+    import jax
+
+    return jax.tree.leaves(state.params)
