@@ -13,10 +13,6 @@ from rich.console import Console
 
 from jaxlab.config import InputError, check, default, flatten
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "experiment: a file of configs/", lock_config=True)
-flags.mark_flag_as_required("config")
-
-
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
@@ -31,11 +27,34 @@ def with_huge_pages() -> None:
 
 
 def run(main: Callable[[ConfigDict, Console], int]) -> None:
-    """Exits with the status of main(config, console); bad input exits with 2 and one line on stderr."""
-    try:
-        config = _read_config(sys.argv)
+    """Exits with the status of main(config, console), the config that of the flag --config; see `run_actions`."""
+    holder = config_flags.DEFINE_config_file("config", None, "experiment: a file of configs/", lock_config=True)
+    flags.mark_flag_as_required("config")
+
+    def read_config():
+        config = _read_config(sys.argv, holder)
         check(config)
-        sys.exit(main(config, Console()))
+        return config
+
+    _exit_with(lambda: main(read_config(), Console()))
+
+
+def run_actions(main: Callable[[list[str], Console], int]) -> None:
+    """Exits with the status of main(words, console), words being what is left of the command line when the flags have
+    been read; bad input exits with 2 and one line on stderr."""
+
+    def words():
+        try:
+            return flags.FLAGS(sys.argv)[1:]
+        except flags.Error as error:
+            raise InputError(str(error)) from error
+
+    _exit_with(lambda: main(words(), Console()))
+
+
+def _exit_with(status: Callable[[], int]) -> None:
+    try:
+        sys.exit(status())
     except InputError as error:
         _fail(str(error))
     except OSError as error:
@@ -46,7 +65,7 @@ def run(main: Callable[[ConfigDict, Console], int]) -> None:
         sys.exit(130)
 
 
-def _read_config(argv: list[str]) -> ConfigDict:
+def _read_config(argv: list[str], holder) -> ConfigDict:
     """The config file with the command line's changes; a file may change defaults, not add or lose keys."""
     known = flatten(default())
     for argument in argv[1:]:
@@ -57,7 +76,7 @@ def _read_config(argv: list[str]) -> ConfigDict:
             raise InputError(f"--config={file}: there is no such file")
     try:
         flags.FLAGS(argv)
-        config = _CONFIG.value
+        config = holder.value
         found = flatten(config)
     except Exception as error:  # absl, ml_collections and the config file raise many kinds
         raise InputError(_flag_error(error)) from error

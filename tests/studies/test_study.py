@@ -1,0 +1,152 @@
+"""Studies as users start them: killed, beside each other, with runs that fail; and what may be asked of them."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import absl.flags
+import pytest
+from absl.testing import flagsaver
+
+import launch.study
+from jaxlab.studies.study import ENDED, facts, held, load, results, status
+from launch import entry
+from tests import tiny
+
+SMALL = Path(__file__).parent / "small.py"
+NAMES = [f"{part}-seed={seed}" for part in "abc" for seed in (0, 1)]
+ENDING = [name for name in NAMES if name != "a-seed=1"]
+
+
+@pytest.fixture(scope="module")
+def flags(data):
+    changes = {**data, "data.tokenizer": "bytes", "data.validation_fraction": 0.05}
+    return [f"--study={SMALL}:smoke", *(f"--set={key}={value}" for key, value in changes.items())]
+
+
+def command(flags, runs, *more):
+    return tiny.command("study", *flags, f"--runs={runs}", *more)
+
+
+def start(flags, runs, cache, *more):
+    env = tiny.environment(cache) | {"PYTHONPATH": str(tiny.ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command(flags, runs, *more), cwd=tiny.ROOT, env=env, start_new_session=True, **pipes)
+
+
+def ended(folder):
+    return sum((folder / name / file).exists() for name in NAMES for file in ENDED.values())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(flags, tmp_path_factory):
+    """The folder of the study's runs, done by two commands started together; and what they printed."""
+    runs = tmp_path_factory.mktemp("runs")
+    both = [start(flags, runs, runs / "cache", "--workers=1", "run") for _ in range(2)]
+    return runs, [process.communicate()[0] for process in both]
+
+
+@pytest.mark.slow
+def test_two_commands_on_one_study_share_its_runs(undisturbed):
+    runs, texts = undisturbed
+    folder = runs / "small" / "smoke"
+    assert ended(folder) == len(ENDING)
+    for name in ENDING:
+        log = (folder / name / "log.txt").read_text()
+        assert log.count("model     ") == 1, (name, log)  # the header of a run that starts
+    for text in texts:
+        assert "Traceback" not in text
+    assert "5 of 6 runs have ended" in texts[-1]
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_or_diverges_does_not_stop_the_others(undisturbed):
+    folder = undisturbed[0] / "small" / "smoke"
+    state, reason = status(folder / "a-seed=1")
+    assert state == "failed"
+    assert "needs 7 devices" in reason
+    for seed in (0, 1):
+        state, reason = status(folder / f"c-seed={seed}")
+        assert state == "diverged"
+        assert " at step " in reason
+
+
+@pytest.mark.slow
+def test_killed_half_way_it_ends_with_the_same_table(undisturbed, flags, tmp_path):
+    """Workers are killed with the command, when two runs have ended and another is on."""
+    whole = undisturbed[0]
+    folder, cache = tmp_path / "small" / "smoke", whole / "cache"
+    process = start(flags, tmp_path, cache, "--workers=2", "run")
+    until = time.monotonic() + 120
+    while ended(folder) < 2 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert 2 <= ended(folder) < len(ENDING), "the kill came too late or too early to test anything"
+    again = start(flags, tmp_path, cache, "--workers=2", "run")
+    assert "5 of 6 runs have ended" in again.communicate()[0]
+    assert again.returncode == 1  # one has failed
+    for runs in (whole, tmp_path):
+        made = tiny.launch("study", *flags, f"--runs={runs}", f"--results={runs}/results", "report")
+        assert made.returncode == 0, made.stderr
+    tables = [(runs / "results" / "small" / "smoke" / "results.csv").read_text() for runs in (whole, tmp_path)]
+    assert tables[0] == tables[1]
+    rows = list(csv.DictReader(tables[0].splitlines()))
+    assert [row["name"] for row in rows] == ENDING
+    assert {row["status"] for row in rows} == {"finished", "diverged"}
+    page = (whole / "results" / "small" / "smoke" / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "<b style=color:#1a7f37>supported</b>" in page
+
+
+@pytest.mark.parametrize(
+    ("flag", "words", "says"),
+    [
+        ("--study=nothing:smoke", ["list"], "--study=nothing:smoke: must be NAME:SCALE with NAME one of chinchilla"),
+        ("--study=chinchilla:huge", ["list"], "has no scale 'huge'; it has smoke, laptop, gpu, paper"),
+        ("--study=chinchilla", ["list"], "must be NAME:SCALE"),
+        ("--study=absent.py:smoke", ["list"], "there is no file absent.py"),
+        ("--part=nothing", ["list"], "--part=nothing: chinchilla:smoke has no such part; it has grid"),
+        ("--set=model.depth=3", ["list"], "--set model.depth=3: there is no such key"),
+        ("--set=tokens=many", ["list"], "--set tokens=many: must be int"),
+        ("--set=tokens=7", ["list"], "tokens=7: less than one batch"),
+        ("--index=99", ["run"], "--index=99: the study has runs 0 to 35"),
+        ("--part=", ["dance"], "dance: say one of run, list, report"),
+        ("--part=", ["report"], "no run has ended; first python -m launch.study"),
+    ],
+)
+def test_bad_input_is_one_line(flag, words, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["study", "--study=chinchilla:smoke", f"--runs={tmp_path}", flag, *words])
+    absl.flags.FLAGS.unparse_flags()
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
+        entry.run_actions(launch.study.main)
+    assert stop.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert text.count("\n") == 1
+    assert says in text
+
+
+def test_a_lock_goes_with_its_process(tmp_path):
+    with held(tmp_path / "run") as first, held(tmp_path / "run") as second:
+        assert first
+        assert not second
+        assert status(tmp_path / "run")[0] == "running"
+    assert status(tmp_path / "run")[0] == "stopped"
+    assert status(tmp_path / "other")[0] == "planned"
+
+
+def test_every_scale_has_runs_that_can_be_built():
+    """Names are unique, shapes divide, and D/N spans what the scale says."""
+    for scale, count in (("smoke", 36), ("laptop", 80), ("gpu", 80), ("paper", 84)):
+        study = load(f"chinchilla:{scale}", "runs")
+        assert len(study.trials) == count
+        assert len({trial.name for trial in study.trials}) == count
+    sizes = {facts(trial.config)["non_embedding"] for trial in load("chinchilla:laptop", "runs").trials}
+    assert 30_000 < min(sizes) < 40_000
+    assert 500_000 < max(sizes) < 600_000
+    assert results(load("chinchilla:laptop", "nowhere")) == []
