@@ -1,0 +1,87 @@
+"""The plan of a DiLoCo run: the published laws at nine sizes, its times, and bad input."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from jaxlab.config import InputError
+from launch import plan
+from tests import tiny
+
+# Laws of 2503.09799 in N (data-parallel) and in N and M, evaluated by hand, for data-parallel, M = 1, 2, 4, 8: peak
+# learning rate, its nearest power of sqrt 2 as a power of 2, batch in thousands of tokens, its nearest power of 2.
+STARTS = {
+    35e6: "0.0108 -6.5 61 16, 0.00488 -7.5 51 16, 0.00598 -7.5 64 16, 0.00732 -7 81 16, 0.00897 -7 103 17",
+    90e6: "0.00499 -7.5 80 16, 0.00212 -9 79 16, 0.0026 -8.5 100 17, 0.00318 -8.5 126 17, 0.0039 -8 160 17",
+    180e6: "0.00283 -8.5 97 17, 0.00115 -10 109 17, 0.00141 -9.5 138 17, 0.00173 -9 175 17, 0.00211 -9 221 18",
+    335e6: "0.0017 -9 115 17, 6.64e-4 -10.5 146 17, 8.14e-4 -10.5 185 17, 9.97e-4 -10 234 18, 0.00122 -9.5 296 18",
+    550e6: "0.00113 -10 132 17, 4.29e-4 -11 184 17, 5.25e-4 -11 233 18, 6.44e-4 -10.5 295 18, 7.89e-4 -10.5 374 19",
+    1.3e9: "5.60e-4 -11 168 17, 2.01e-4 -12.5 276 18, 2.46e-4 -12 349 18, 3.01e-4 -11.5 442 19, 3.69e-4 -11.5 560 19",
+    2.4e9: "3.39e-4 -11.5 200 18, 1.17e-4 -13 368 18, 1.43e-4 -13 466 19, 1.75e-4 -12.5 590 19, 2.15e-4 -12 746 20",
+    4e9: "2.23e-4 - 231 -, 7.44e-5 - 468 -, 9.12e-5 - 592 -, 1.12e-4 - 750 -, 1.37e-4 - 949 -",
+    10e9: "1.05e-4 - 299 -, 3.31e-5 - 719 -, 4.06e-5 - 911 -, 4.97e-5 - 1152 -, 6.09e-5 - 1459 -",
+}
+
+
+def column(params, replicas, tokens_per_chip=4_096) -> dict[str, str]:
+    """Of every quantity its number; "  on the grid" stands twice and is told apart by what is before it."""
+    values = plan.diloco_column(params, replicas, 20 * params, tokens_per_chip)
+    named, before = {}, ""
+    for (quantity, _), value in zip(plan.LINES, values, strict=True):
+        before = before if quantity.startswith("  ") else quantity
+        named[before + quantity if quantity.startswith("  ") else quantity] = value
+    return named
+
+
+@pytest.mark.parametrize("params", STARTS)
+def test_starting_points_to_the_printed_digit(params):
+    for replicas, start in zip((0, 1, 2, 4, 8), STARTS[params].split(", "), strict=True):
+        lr, lr_power, batch, batch_power = start.split()
+        found = column(params, replicas)
+        assert float(found["peak learning rate"]) == float(lr)
+        assert round(int(found["batch B, tokens"].replace(",", "")) / 1e3) == int(batch)
+        if lr_power != "-":
+            assert found["peak learning rate  on the grid"] == f"2^{lr_power}"
+            assert found["batch B, tokens  on the grid"] == f"{2 ** int(batch_power):,}"
+
+
+def test_hours_of_the_worked_example():
+    """2.4B at 2^18 tokens, 64 chips of 300 TFLOP/s, 16 bits: 19.6 and 48.5 hours, by hand from the paper's model."""
+    found = column(2.4e9, 0)
+    assert found["batch B, tokens  on the grid"] == f"{2**18:,}"
+    assert (found["chips"], found["hours, high network"], found["hours, medium network"]) == ("64", "19.6", "48.5")
+    assert found["tokens in data-parallel's hours"] == "1x, 1x, 1x"
+
+
+def test_given_chips_are_this_run_s_and_data_parallel_s_in_proportion():
+    """M = 4 at 1.3B: a batch of 2^19 against 2^17, so 64 chips against 16."""
+    rows = list(zip(*(c.cells for c in plan.diloco(1.3e9, 4, chips=64).columns), strict=True))
+    assert next(row[1:3] for row in rows if row[0] == "chips") == ("64", "16")
+
+
+def test_bad_input():
+    for kind in ([], ["dilco"], ["diloco", "more"]):
+        with pytest.raises(InputError, match="say one of diloco"):
+            plan.main(kind, Console(file=io.StringIO()))
+    for arguments, message in (
+        ((0.0, 2), "--params=0.0: must be above 0 and finite"),
+        ((float("nan"), 2), "--params=nan"),
+        ((None, 2), "--params=None: must be above 0"),
+        ((1e9, -1), "--replicas=-1: must be 0, which is data-parallel, or above"),
+        ((1e9, 2, 0.0), "--tokens_per_param=0.0: must"),
+        ((1e9, 8, 20.0, 4), "--chips=4: must be at least 8, one a replica"),
+        ((1e9, 0, 20.0, 0), "--chips=0: must be at least 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            plan.diloco(*arguments)
+
+
+def test_the_command():
+    done = tiny.launch("plan", "diloco", "--params=1.3e9", "--replicas=4")
+    assert done.returncode == 0, done.stderr
+    assert "2^-11.5" in done.stdout
+    assert "524,288" in done.stdout
+    refused = tiny.launch("plan", "diloco", "--params=-1")
+    assert refused.returncode == 2
+    assert refused.stderr == "error: --params=-1.0: must be above 0 and finite\n"
