@@ -1,0 +1,1 @@
+"""To and from other people's tools: Hugging Face folders, lm-evaluation-harness."""

@@ -1,0 +1,119 @@
+"""What transformers and this project call the same things: keys of a config, tensors of a checkpoint."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A class of transformers, and the family of `config.model` that computes the same.
+
+    keys: key of config.json -> key of config.model. defaults: what transformers takes for keys that are left out.
+    required: keys of config.json with the one value that our decoder computes, the default of them all.
+    tensors: name of a tensor, {} for the layer -> our parameters, joined along the last axis.
+    transposed: kernels lie as [out, in], as torch.nn.Linear has them, and not as [in, out].
+    """
+
+    name: str
+    family: str
+    keys: dict[str, str]
+    defaults: dict
+    required: dict
+    tensors: dict[str, tuple[str, ...]]
+    transposed: bool
+
+
+def _tensors(prefix: str, table: dict[str, str]) -> dict[str, tuple[str, ...]]:
+    """A table written briefly: layers' names begin with a dot, parameters to be joined are separated by spaces."""
+    named = {}
+    for theirs, ours in table.items():
+        layer = theirs.startswith(".")
+        name = prefix + theirs[1:] if layer else theirs
+        named[name] = tuple(f"blocks/{path}" if layer else path for path in ours.split())
+    return named
+
+
+_LLAMA_KEYS = {
+    "vocab_size": "vocab_size", "max_position_embeddings": "context", "num_hidden_layers": "num_layers",
+    "hidden_size": "d_model", "num_attention_heads": "num_heads", "num_key_value_heads": "num_kv_heads",
+    "head_dim": "head_dim", "intermediate_size": "d_ff", "rms_norm_eps": "norm_eps", "rope_theta": "rope_theta",
+    "tie_word_embeddings": "tied",
+}  # fmt: skip
+_LLAMA_DEFAULTS = {
+    "max_position_embeddings": 2_048, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False,
+}  # fmt: skip
+_LLAMA_TENSORS = _tensors("model.layers.{}.", {
+    "model.embed_tokens.weight": "embedding",
+    ".input_layernorm.weight": "attention_norm/scale",
+    ".self_attn.q_proj.weight": "attention/query/kernel",
+    ".self_attn.k_proj.weight": "attention/key/kernel",
+    ".self_attn.v_proj.weight": "attention/value/kernel",
+    ".self_attn.o_proj.weight": "attention/out/kernel",
+    ".post_attention_layernorm.weight": "ffn_norm/scale",
+    ".mlp.gate_proj.weight": "ffn/gate/kernel",
+    ".mlp.up_proj.weight": "ffn/up/kernel",
+    ".mlp.down_proj.weight": "ffn/down/kernel",
+    "model.norm.weight": "final_norm/scale",
+    "lm_head.weight": "head",
+})  # fmt: skip
+_QK_NORM_TENSORS = _tensors("model.layers.{}.", {
+    ".self_attn.q_norm.weight": "attention/query_norm/scale",
+    ".self_attn.k_norm.weight": "attention/key_norm/scale",
+})  # fmt: skip
+_GPT2_KEYS = {
+    "vocab_size": "vocab_size", "n_positions": "context", "n_layer": "num_layers", "n_embd": "d_model",
+    "n_head": "num_heads", "n_inner": "d_ff", "layer_norm_epsilon": "norm_eps", "tie_word_embeddings": "tied",
+}  # fmt: skip
+_GPT2_TENSORS = _tensors("transformer.h.{}.", {
+    "transformer.wte.weight": "embedding",
+    "transformer.wpe.weight": "position_embedding",
+    ".ln_1.weight": "attention_norm/scale",
+    ".ln_1.bias": "attention_norm/bias",
+    ".attn.c_attn.weight": "attention/query/kernel attention/key/kernel attention/value/kernel",
+    ".attn.c_attn.bias": "attention/query/bias attention/key/bias attention/value/bias",
+    ".attn.c_proj.weight": "attention/out/kernel",
+    ".attn.c_proj.bias": "attention/out/bias",
+    ".ln_2.weight": "ffn_norm/scale",
+    ".ln_2.bias": "ffn_norm/bias",
+    ".mlp.c_fc.weight": "ffn/up/kernel",
+    ".mlp.c_fc.bias": "ffn/up/bias",
+    ".mlp.c_proj.weight": "ffn/down/kernel",
+    ".mlp.c_proj.bias": "ffn/down/bias",
+    "transformer.ln_f.weight": "final_norm/scale",
+    "transformer.ln_f.bias": "final_norm/bias",
+    "lm_head.weight": "head",
+})  # fmt: skip
+
+ARCHITECTURES = {  # by the model_type of config.json
+    "llama": Architecture(
+        name="LlamaForCausalLM",
+        family="llama",
+        keys=_LLAMA_KEYS,
+        defaults=_LLAMA_DEFAULTS,
+        required={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+        tensors=_LLAMA_TENSORS,
+        transposed=True,
+    ),
+    "qwen3": Architecture(
+        name="Qwen3ForCausalLM",
+        family="qwen3",
+        keys=_LLAMA_KEYS,
+        defaults=_LLAMA_DEFAULTS | {"max_position_embeddings": 32_768, "head_dim": 128},
+        required={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
+        tensors=_LLAMA_TENSORS | _QK_NORM_TENSORS,
+        transposed=True,
+    ),
+    "gpt2": Architecture(
+        name="GPT2LMHeadModel",
+        family="gpt2",
+        keys=_GPT2_KEYS,
+        defaults={"n_positions": 1_024, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
+        # Its gelu_new is the tanh form, which is ours.
+        required={"activation_function": "gelu_new", "scale_attn_weights": True,
+                  "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+        tensors=_GPT2_TENSORS,
+        transposed=False,
+    ),
+}  # fmt: skip
+
+# Families of ours whose decoder one of these classes computes; InternLM2's is LLaMA's with grouped queries.
+MODEL_TYPES = {"llama": "llama", "internlm2": "llama", "qwen3": "qwen3", "gpt2": "gpt2"}

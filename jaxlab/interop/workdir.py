@@ -1,0 +1,86 @@
+"""The model of a run: taken out of its workdir, or put into a new one to go on from."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from jaxlab.config import InputError, default, flatten
+from jaxlab.interop.hugging_face import TRAINING
+from jaxlab.train.build import Run
+from jaxlab.train.checkpoint import Checkpoints
+from jaxlab.train.loop import claim
+from jaxlab.train.state import Clock, State, fingerprint
+
+
+def recorded_config(workdir: str | Path) -> ConfigDict:
+    """The config of the run in workdir. Raises InputError where there is none."""
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        raise InputError(f"workdir={workdir}: holds no run")
+    config = default()
+    config.update_from_flattened_dict(json.loads(path.read_text())["config"])
+    return config
+
+
+def newest_params(run: Run, workdir: str | Path):
+    """Parameters of the newest checkpoint in workdir, as the decoder takes them, without a replica axis.
+
+    Nothing there is changed: training may be going on. Raises InputError where there is no checkpoint or a damaged
+    one, where the run has another config, and for several replicas, which are as many models.
+    """
+    recorded_config(workdir)
+    claim(Path(workdir), _record(run))
+    if run.config.replicas > 1:
+        raise InputError(f"replicas={run.config.replicas}: the checkpoint holds as many models; must be 1")
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager((Path(workdir) / "checkpoints").absolute(), options=options) as manager:
+        newest = manager.latest_step()
+        if newest is None:
+            raise InputError(f"workdir={workdir}: holds no checkpoint yet")
+        wanted = ocp.args.StandardRestore(run.program.abstract_state())
+        try:
+            found = manager.restore(newest, args=ocp.args.Composite(state=wanted, record=ocp.args.JsonRestore()))
+            if fingerprint(found.state).tolist() != found.record["fingerprint"]:
+                raise ValueError("its bits differ from those saved")
+        except Exception as error:  # whatever a broken file makes the reader raise
+            raise InputError(f"workdir={workdir}: checkpoint {newest} is damaged ({error})") from error
+    return jax.tree.map(lambda x: x[0], State(*found.state).params)
+
+
+def start_from(run: Run, workdir: str | Path, model: dict, params, source: str) -> None:
+    """Saves params in workdir as the checkpoint at 0 tokens, from which the run's training goes on.
+
+    model: keys of `config.model` that params were made with; source: where they are from, for messages and for the
+    run's config.json. Every replica gets them, with a new optimiser state. Raises InputError for a model other than
+    the run's, or a workdir that has checkpoints.
+    """
+    _check_model(run.program.model.c, model, source)
+    workdir = Path(workdir)
+    if any(workdir.glob("checkpoints/*")):
+        raise InputError(f"workdir={workdir}: holds checkpoints already")
+    claim(workdir, _record(run) | {"params_from": source})
+    state = run.program.init(np.uint32(run.config.seed))
+    put = jax.tree.map(lambda x, old: jax.device_put(np.broadcast_to(x, old.shape), old.sharding), params, state.params)
+    with closing(Checkpoints(workdir / "checkpoints", run.config.checkpoint.keep)) as checkpoints:
+        checkpoints.save(state._replace(params=put), Clock(), {"params_from": source})
+
+
+def _check_model(mine, theirs: dict, source: str) -> None:
+    ignored = set(TRAINING)
+    if theirs["positions"] == "rotary":
+        ignored.add("context")  # no parameter depends on it
+    wrong = {key: value for key, value in theirs.items() if key not in ignored and mine[key] != value}
+    if wrong:
+        flags = " ".join(f"--config.model.{key}={value}" for key, value in wrong.items())
+        raise InputError(f"{source}: is another model than the config's, which it would be with {flags}")
+
+
+def _record(run: Run) -> dict:
+    meta = run.store.meta
+    data = {name: meta[name] for name in ("corpus_sha256", "tokenizer_sha256")}
+    return {"config": flatten(run.config), "data": data}
