@@ -34,39 +34,6 @@ flags.register_validator("workdir", bool, message="name the folder of the run, a
 QUIET_SECONDS = 15  # between lines where there is no terminal to draw a bar on
 
 
-def restore(run, workdir: Path):
-    """The newest checkpoint as (state, clock), in a folder that is left as it is: training may be going on there."""
-    import orbax.checkpoint as ocp
-
-    from jaxlab.train.state import Clock, State, fingerprint
-
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options) as manager:
-        newest = manager.latest_step()
-        if newest is None:
-            raise InputError(f"workdir={workdir}: holds no checkpoint yet")
-        args = {
-            "state": ocp.args.StandardRestore(run.program.abstract_state()),
-            "record": ocp.args.JsonRestore(),
-        }
-        try:
-            found = manager.restore(newest, args=ocp.args.Composite(**args))
-            if fingerprint(found.state).tolist() != found.record["fingerprint"]:
-                raise ValueError("its bits differ from those saved")
-        except Exception as error:  # whatever a broken file makes the reader raise
-            raise InputError(f"workdir={workdir}: checkpoint {newest} is damaged ({error})") from error
-    return State(*found.state), Clock(*found.record["clock"])
-
-
-def check_run(run, workdir: Path) -> None:
-    """Raises InputError unless workdir holds a run of this config, on tokens of this tokenizer."""
-    from jaxlab.train.loop import claim, record
-
-    if not (workdir / "config.json").exists():
-        raise InputError(f"workdir={workdir}: holds no run; train one with python -m launch.train")
-    claim(workdir, record(run))
-
-
 def open_stores(run, paths: list[str]) -> dict:
     """{path: the run with that store's validation split}. Raises InputError for a store of another tokenizer."""
     from jaxlab.data.order import Validation
@@ -182,6 +149,8 @@ def main(config, console) -> int:
     from jaxlab.evaluate.choice import by_domain
     from jaxlab.evaluate.tasks import read_tasks
     from jaxlab.train.build import build
+    from jaxlab.train.checkpoint import newest
+    from jaxlab.train.loop import check_run
 
     first = parallel.start(_PROCESSES.value)
     console.quiet = not first
@@ -195,7 +164,7 @@ def main(config, console) -> int:
     stores = open_stores(run, _STORES.value)
     where = {"archives": data.archives, "tfds_dir": data.tfds_dir}
     tasks = read_tasks(_TASKS.value, _ITEMS.value, limit=_LIMIT.value, **where)
-    state, clock = restore(run, workdir)
+    state, clock = newest(workdir, run.program.abstract_state())
     console.print(f"{workdir}: the checkpoint at {clock.tokens:,} tokens")
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)

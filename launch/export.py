@@ -1,6 +1,7 @@
 """Writes a trained model as a folder of transformers: python -m launch.export --config=configs/demo.py
 --workdir=runs/demo --to=exported/demo"""
 
+import logging
 from pathlib import Path
 
 from absl import flags
@@ -18,6 +19,7 @@ def main(config, console) -> int:
     from jaxlab.interop.workdir import newest_params
     from jaxlab.train.build import build
 
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax: what matters of it is raised
     run = build(config)
     params = newest_params(run, _WORKDIR.value)
     export(_TO.value, params, run.program.model.c, load_tokenizer(config.data.store), _DTYPE.value)

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from jaxlab.config import InputError, default, flatten
+from jaxlab.config import InputError, default
 from jaxlab.interop.hugging_face import TRAINING
 from jaxlab.train.build import Run
-from jaxlab.train.checkpoint import Checkpoints
-from jaxlab.train.loop import claim
-from jaxlab.train.state import Clock, State, fingerprint
+from jaxlab.train.checkpoint import Checkpoints, newest
+from jaxlab.train.loop import check_run, claim, record
+from jaxlab.train.state import Clock
 
 
 def recorded_config(workdir: str | Path) -> ConfigDict:
@@ -33,23 +32,11 @@ def newest_params(run: Run, workdir: str | Path):
     Nothing there is changed: training may be going on. Raises InputError where there is no checkpoint or a damaged
     one, where the run has another config, and for several replicas, which are as many models.
     """
-    recorded_config(workdir)
-    claim(Path(workdir), _record(run))
+    check_run(run, Path(workdir))
     if run.config.replicas > 1:
         raise InputError(f"replicas={run.config.replicas}: the checkpoint holds as many models; must be 1")
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager((Path(workdir) / "checkpoints").absolute(), options=options) as manager:
-        newest = manager.latest_step()
-        if newest is None:
-            raise InputError(f"workdir={workdir}: holds no checkpoint yet")
-        wanted = ocp.args.StandardRestore(run.program.abstract_state())
-        try:
-            found = manager.restore(newest, args=ocp.args.Composite(state=wanted, record=ocp.args.JsonRestore()))
-            if fingerprint(found.state).tolist() != found.record["fingerprint"]:
-                raise ValueError("its bits differ from those saved")
-        except Exception as error:  # whatever a broken file makes the reader raise
-            raise InputError(f"workdir={workdir}: checkpoint {newest} is damaged ({error})") from error
-    return jax.tree.map(lambda x: x[0], State(*found.state).params)
+    state, _ = newest(Path(workdir), run.program.abstract_state())
+    return jax.tree.map(lambda x: x[0], state.params)
 
 
 def start_from(run: Run, workdir: str | Path, model: dict, params, source: str) -> None:
@@ -63,7 +50,7 @@ def start_from(run: Run, workdir: str | Path, model: dict, params, source: str) 
     workdir = Path(workdir)
     if any(workdir.glob("checkpoints/*")):
         raise InputError(f"workdir={workdir}: holds checkpoints already")
-    claim(workdir, _record(run) | {"params_from": source})
+    claim(workdir, record(run) | {"params_from": source})
     state = run.program.init(np.uint32(run.config.seed))
     put = jax.tree.map(lambda x, old: jax.device_put(np.broadcast_to(x, old.shape), old.sharding), params, state.params)
     with closing(Checkpoints(workdir / "checkpoints", run.config.checkpoint.keep)) as checkpoints:
@@ -78,9 +65,3 @@ def _check_model(mine, theirs: dict, source: str) -> None:
     if wrong:
         flags = " ".join(f"--config.model.{key}={value}" for key, value in wrong.items())
         raise InputError(f"{source}: is another model than the config's, which it would be with {flags}")
-
-
-def _record(run: Run) -> dict:
-    meta = run.store.meta
-    data = {name: meta[name] for name in ("corpus_sha256", "tokenizer_sha256")}
-    return {"config": flatten(run.config), "data": data}

@@ -59,7 +59,7 @@ class Checkpoints:
         damaged = {}
         for tokens in sorted(self._manager.all_steps(), reverse=True):
             try:
-                found = self._restore(tokens, abstract)
+                found = _read(self._manager, tokens, abstract)
             except Exception as error:  # whatever a broken file makes the reader raise
                 damaged[tokens] = _first_line(error)
                 continue
@@ -79,13 +79,6 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Tokens at which a checkpoint is there."""
         return list(self._manager.all_steps())
-
-    def _restore(self, tokens: int, abstract: State) -> tuple[State, Clock]:
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
-        found = self._manager.restore(tokens, args=args)
-        if _inspect(found.state)[0] != found.record["fingerprint"]:
-            raise ValueError("its bits differ from those saved")
-        return State(*found.state), Clock(*found.record["clock"])
 
     def _set_aside(self, tokens: int) -> str:
         taken = len(list(self.folder.glob(f"damaged-{tokens}*")))
@@ -110,6 +103,30 @@ class Checkpoints:
             call(*args, **kwargs)
         except Exception as error:  # of the file system, wrapped by whichever library met it
             raise SaveFailed(f"{self.folder}: a checkpoint could not be saved ({_first_line(error)})") from error
+
+
+def newest(workdir: Path, abstract: State) -> tuple[State, Clock]:
+    """(state, clock) of the newest checkpoint in workdir, which is left as it is: training may be going on there.
+
+    Raises InputError where there is none, or a damaged one.
+    """
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options) as manager:
+        tokens = manager.latest_step()
+        if tokens is None:
+            raise InputError(f"workdir={workdir}: holds no checkpoint yet")
+        try:
+            return _read(manager, tokens, abstract)
+        except Exception as error:  # whatever a broken file makes the reader raise
+            raise InputError(f"workdir={workdir}: checkpoint {tokens} is damaged ({_first_line(error)})") from error
+
+
+def _read(manager: ocp.CheckpointManager, tokens: int, abstract: State) -> tuple[State, Clock]:
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
+    found = manager.restore(tokens, args=args)
+    if _inspect(found.state)[0] != found.record["fingerprint"]:
+        raise ValueError("its bits differ from those saved")
+    return State(*found.state), Clock(*found.record["clock"])
 
 
 def check_space(workdir: Path, keep: int, abstract: State) -> None:

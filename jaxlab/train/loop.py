@@ -213,6 +213,13 @@ def record(run: Run) -> dict:
     return {"config": flatten(run.config), "data": data, "versions": {p: version(p) for p in PACKAGES}}
 
 
+def check_run(run: Run, workdir: Path) -> None:
+    """Raises InputError unless workdir holds a run of this config, on these tokens."""
+    if not (workdir / "config.json").exists():
+        raise InputError(f"workdir={workdir}: holds no run; train one with python -m launch.train")
+    claim(workdir, record(run))
+
+
 def claim(workdir: Path, record: dict) -> None:
     """Makes workdir this run's, or checks that it is: InputError with the keys that differ."""
     path = workdir / "config.json"

@@ -13,6 +13,7 @@ from tests.laws import designs
 CASES = designs.noisy_cases()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("law", "truth", "inputs", "noise"), CASES, ids=[case[0].name for case in CASES])
 def test_intervals_contain_the_truth(law, truth, inputs, noise):
     """100 draws of normal noise in log y: the default fit's 95 % intervals cover in at least 90 % on average over the
