@@ -204,7 +204,11 @@ def flatten(config: ConfigDict) -> dict:
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """Lines `key: old -> new` for keys that may not differ when a run is resumed; both arguments flat."""
+    """Lines `key: old -> new` for keys that may not differ when a run is resumed; both arguments flat.
+
+    A key that came later than the old config had its default: the default of a new key is what was done before it.
+    """
+    old = flatten(default()) | old
     held = [k for k in {**old, **new} if not any(k == r or k.startswith(r + ".") for r in RESUMABLE)]
     missing = object()
     return [
