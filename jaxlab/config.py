@@ -208,7 +208,7 @@ def differences(old: dict, new: dict) -> list[str]:
 
     A key that came later than the old config had its default: the default of a new key is what was done before it.
     """
-    old = flatten(default()) | old
+    old = {k: v for k, v in flatten(default()).items() if k in new} | old
     held = [k for k in {**old, **new} if not any(k == r or k.startswith(r + ".") for r in RESUMABLE)]
     missing = object()
     return [

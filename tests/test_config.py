@@ -143,4 +143,7 @@ def test_differences_names_what_may_not_change_and_nothing_else():
     moved |= {"data.store": "gs://elsewhere", "data.archives": "/", "data.tfds_dir": "/"}
     assert differences(old, old | moved) == []
     assert differences(old, old | {"data.source": "docs"}) == ["data.source: news -> docs"]
+    before = {key: value for key, value in old.items() if key != "optim.b1"}  # as if optim.b1 had come later
+    assert differences(before, old) == []
+    assert differences(before, old | {"optim.b1": 0.5}) == ["optim.b1: 0.9 -> 0.5"]
     assert differences({"computer": 1, "logs": 2}, {}) == ["computer: 1 -> absent", "logs: 2 -> absent"]

@@ -12,6 +12,8 @@ from jaxlab.config import InputError
 from jaxlab.data.prepare import prepare
 from jaxlab.train import loop
 from jaxlab.train.build import build
+from jaxlab.train.checkpoint import newest
+from jaxlab.train.loop import check_run
 from tests import tiny
 
 TASKS = {"tasks": "piqa", "tasks_every_tokens": 2_048, "task_items": 8}
@@ -104,9 +106,9 @@ def launcher():
 def test_refuses_another_run_and_other_tokenizers(launcher, trained, data, tmp_path):
     run = build(tiny.config(data, tokens=4_096))
     with pytest.raises(InputError, match="absent: holds no run"):
-        launcher.check_run(run, tmp_path / "absent")
+        check_run(run, tmp_path / "absent")
     with pytest.raises(InputError, match=r"holds a run that differs in .*model.d_ff: 64 -> 32"):
-        launcher.check_run(build(tiny.config(data, model__d_ff=32)), trained[1])
+        check_run(build(tiny.config(data, model__d_ff=32)), trained[1])
     (tmp_path / "a.txt").write_text("the cat sat on the mat and the dog ran " * 50)
     (tmp_path / "b.txt").write_text("the man and the cat ran to the dog on the mat " * 50)
     prepare(f"files:{tmp_path}/*.txt", "bpe:280", tmp_path / "bpe", validation_fraction=0.5, archives="")
@@ -114,18 +116,18 @@ def test_refuses_another_run_and_other_tokenizers(launcher, trained, data, tmp_p
         launcher.open_stores(run, [str(tmp_path / "bpe")])
 
 
-def test_refuses_missing_and_damaged_checkpoints_and_touches_nothing(launcher, trained, data, tmp_path):
+def test_refuses_missing_and_damaged_checkpoints_and_touches_nothing(trained, data, tmp_path):
     run = build(tiny.config(data, tokens=4_096))
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(InputError, match="holds no checkpoint yet"):
-        launcher.restore(run, tmp_path)
+        newest(tmp_path, run.program.abstract_state())
     shutil.copytree(trained[1] / "checkpoints", tmp_path / "run" / "checkpoints")
-    _, clock = launcher.restore(run, tmp_path / "run")
+    _, clock = newest(tmp_path / "run", run.program.abstract_state())
     assert clock.tokens == 4_096
     for file in (tmp_path / "run" / "checkpoints" / "4096" / "state").rglob("*"):
         if file.is_file() and "/d/" in str(file):
             file.write_bytes(b"\0" * file.stat().st_size)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match="checkpoint 4096 is damaged"):
-        launcher.restore(run, tmp_path / "run")
+        newest(tmp_path / "run", run.program.abstract_state())
     assert sorted(tmp_path.rglob("*")) == before

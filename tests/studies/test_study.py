@@ -2,19 +2,16 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-import absl.flags
 import pytest
-from absl.testing import flagsaver
 
-import launch.study
+from jaxlab.config import InputError
 from jaxlab.studies.study import ENDED, facts, held, load, results, status
-from launch import entry
 from tests import tiny
 
 SMALL = Path(__file__).parent / "small.py"
@@ -104,31 +101,37 @@ def test_killed_half_way_it_ends_with_the_same_table(undisturbed, flags, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("flag", "words", "says"),
+    ("asked", "says"),
     [
-        ("--study=nothing:smoke", ["list"], "--study=nothing:smoke: must be NAME:SCALE with NAME one of chinchilla"),
-        ("--study=chinchilla:huge", ["list"], "has no scale 'huge'; it has smoke, laptop, gpu, paper"),
-        ("--study=chinchilla", ["list"], "must be NAME:SCALE"),
-        ("--study=absent.py:smoke", ["list"], "there is no file absent.py"),
-        ("--part=nothing", ["list"], "--part=nothing: chinchilla:smoke has no such part; it has grid"),
-        ("--set=model.depth=3", ["list"], "--set model.depth=3: there is no such key"),
-        ("--set=tokens=many", ["list"], "--set tokens=many: must be int"),
-        ("--set=tokens=7", ["list"], "tokens=7: less than one batch"),
-        ("--index=99", ["run"], "--index=99: the study has runs 0 to 35"),
-        ("--part=", ["dance"], "dance: say one of run, list, report"),
-        ("--part=", ["report"], "no run has ended; first python -m launch.study"),
+        ({"study": "nothing:smoke"}, "--study=nothing:smoke: must be NAME:SCALE with NAME one of chinchilla"),
+        ({"study": "chinchilla:huge"}, "has no scale 'huge'; it has smoke, laptop, gpu, paper"),
+        ({"study": "chinchilla"}, "must be NAME:SCALE"),
+        ({"study": "absent.py:smoke"}, "there is no file absent.py"),
+        ({"part": "nothing"}, "--part=nothing: chinchilla:smoke has no such part; it has grid"),
+        ({"changes": {"model.depth": "3"}}, "--set model.depth=3: there is no such key"),
+        ({"changes": {"tokens": "many"}}, "--set tokens=many: must be int"),
+        ({"changes": {"tokens": "7"}}, "tokens=7: less than one batch"),
     ],
 )
-def test_bad_input_is_one_line(flag, words, says, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["study", "--study=chinchilla:smoke", f"--runs={tmp_path}", flag, *words])
-    absl.flags.FLAGS.unparse_flags()
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
-        entry.run_actions(launch.study.main)
-    assert stop.value.code == 2
-    text = capsys.readouterr().err
-    assert text.startswith("error: ")
-    assert text.count("\n") == 1
-    assert says in text
+def test_what_may_not_be_asked(asked, says, tmp_path):
+    with pytest.raises(InputError, match=re.escape(says)):
+        load(**{"study": "chinchilla:smoke", "runs": tmp_path} | asked)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["dance"], "dance: say one of run, list, report"),
+        (["--index=99", "run"], "--index=99: the study has runs 0 to 35"),
+        (["report"], "no run has ended; first python -m launch.study"),
+    ],
+)
+def test_bad_input_is_one_line(words, says, tmp_path):
+    found = tiny.launch("study", "--study=chinchilla:smoke", f"--runs={tmp_path}", *words)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: ")
+    assert found.stderr.count("\n") == 1
+    assert says in found.stderr
 
 
 def test_a_lock_goes_with_its_process(tmp_path):

@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxlab.config import InputError
+from jaxlab.train import checkpoint
 from jaxlab.train.checkpoint import Checkpoints, NonFinite, SaveFailed, check_space
 from jaxlab.train.state import Clock, State
 
@@ -164,7 +165,7 @@ def test_what_is_saved_is_the_state_at_the_save(tmp_path):
             checkpoints.save(big, clock(i * 100), {})
     checkpoints.wait()
     for i in (10, 20, 30, 40):
-        found, at = checkpoints._restore(i * 100, big)  # which compares fingerprints too
+        found, at = checkpoint._read(checkpoints._manager, i * 100, big)  # which compares fingerprints too
         assert {float(f(x)) for x in jax.tree.leaves(found) for f in (jnp.min, jnp.max)} == {float(i)}
         assert at == clock(i * 100)
     checkpoints.close()
