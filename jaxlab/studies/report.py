@@ -140,7 +140,8 @@ def _html(block: tuple, pictures: dict) -> str:
         file = io.BytesIO()
         pictures[name].savefig(file, format="png", dpi=150, facecolor="white")
         data = base64.b64encode(file.getvalue()).decode()
-        picture = f"<img alt={name} src=data:image/png;base64,{data}>"
+        width = 96 * pictures[name].get_figwidth()  # the size that it was drawn for
+        picture = f"<img alt={name} width={width:.0f} src=data:image/png;base64,{data}>"
         return f"<figure>{picture}<figcaption>{html.escape(caption)}</figcaption></figure>"
     tag = {"title": "h1", "heading": "h2", "text": "p", "code": "pre"}[kind]
     return f"<{tag}>{html.escape(content)}</{tag}>"
