@@ -106,9 +106,15 @@ def main() -> None:
         rows.append({"model": name, "device": found["alone"][0]["device"], "tokens_per_second": medians})
         ratios = (f"{title} {rate:,.0f} ({rate / medians['alone']:.2f})" for title, rate in medians.items())
         print(f"{name:6s} tokens/s: {'; '.join(ratios)}", flush=True)
-    if args.out:
-        record = {"machine": platform.machine(), "cores": len(cores), "rounds": ROUNDS, "steps": STEPS, "rows": rows}
-        Path(args.out).write_text(json.dumps(record, indent=1) + "\n")
+        if args.out:
+            record = {
+                "machine": platform.machine(),
+                "cores": len(cores),
+                "rounds": ROUNDS,
+                "steps": STEPS,
+                "rows": rows,
+            }
+            Path(args.out).write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
