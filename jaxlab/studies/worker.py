@@ -21,8 +21,8 @@ def run(study: Study, trials: Sequence[Trial], workers: int, population: int, ag
 
     population: how many runs of one shape train as one program (train.population). again: the arguments of `load` that
     made the study, for the other processes. watch() is called while they work. Raises InputError for more workers than
-    cores. Small models leave a second core idle: two processes of one core each were seen to train 1.7 times as many
-    tokens a second as one process of two (docs/LAB.md).
+    cores. Small models leave a second core idle: two processes of one core each train 1.4 to 1.9 times as many tokens a
+    second as one process of two (docs/LAB.md).
     """
     cores = sorted(os.sched_getaffinity(0))
     if workers > len(cores):
