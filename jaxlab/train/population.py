@@ -115,12 +115,15 @@ def _steps(members: list[Member], states: State, clock: Clock, stopping) -> tupl
         pending, clock = (calls, metrics, waited), calls[0].end
         start, stop = calls[0].start.tokens, stopping.is_set()
         evaluation_due = crossed(start, clock.tokens, config.evaluate.every_tokens)
+        scores_due = crossed(start, clock.tokens, config.evaluate.tasks_every_tokens)
         save_due = stop or crossed(start, clock.tokens, config.checkpoint.every_tokens)
-        if evaluation_due or save_due:
+        if evaluation_due or scores_due or save_due:
             pending = _write(members, meter, pending)
             for i, member in enumerate(members):
                 if evaluation_due:
                     _guarded(member, loop.write_eval, member.log, member.run, _of(states, i), clock)
+                if scores_due:
+                    _guarded(member, loop.write_scores, member.log, member.run, _of(states, i), clock)
                 if save_due:
                     member.log.flush()
                     _guarded(member, member.checkpoints.save, _of(states, i), clock, member.record)
