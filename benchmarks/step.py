@@ -27,16 +27,10 @@ SHAPES = {
 WARM_UP, BLOCK, ROUNDS = 4, 5, 6
 
 
-def ours(shape: dict, dtype: str, options: list[str]):
-    """(step() -> array to wait for, compile seconds, state bytes / parameter bytes)."""
-    import jax
-    import numpy as np
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    from jaxlab import parallel
+def config_of(shape: dict, dtype: str, options: list[str]):
+    """Our config of a shape."""
     from jaxlab.config import default
     from jaxlab.model.families import ARCHITECTURES
-    from jaxlab.train.build import program
 
     config = default()
     config.model.update(ARCHITECTURES["chinchilla"] | {"positions": "learned", "qk_norm": False, "z_loss": 0.0})
@@ -51,6 +45,19 @@ def ours(shape: dict, dtype: str, options: list[str]):
         config.compute[key] = type(config.compute[key])(value)
     config.optim.update(b2=0.98, eps=1e-9, clip=0.0)
     config.batch.update(tokens=shape["sequences"] * shape["context"], context=shape["context"])
+    return config
+
+
+def ours(shape: dict, dtype: str, options: list[str]):
+    """(step() -> array to wait for, compile seconds, state bytes / parameter bytes)."""
+    import jax
+    import numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from jaxlab import parallel
+    from jaxlab.train.build import program
+
+    config = config_of(shape, dtype, options)
     made = program(config, parallel.mesh(1, 1, 1), shape["vocab"])
     state = made.init(0)
     put = [jax.device_put(b[None, None, None], made.batch_sharding) for b in batches(shape, extra=1)]

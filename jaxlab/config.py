@@ -14,6 +14,9 @@ CHOICES = {
     "schedule.decay_shape": ("linear", "1-sqrt", "cosine"),
     "optim.decay": ("independent", "coupled"),
     "optim.decay_mask": ("matrices", "all"),
+    "diloco.average": ("mean", "radial_directional"),
+    "diloco.codec": ("float32", "bfloat16", "int8", "e3m0"),
+    "diloco.fragment_order": ("strided", "sequential", "balanced"),
     "compute.dtype": ("auto", "float32", "bfloat16"),
     "compute.layers": ("auto", "scan", "unroll"),
     "compute.attention": ("auto", "plain", "chunked", "xla", "cudnn", "splash"),
@@ -22,11 +25,13 @@ CHOICES = {
 POSITIVE = (
     "tokens", "replicas", "batch.tokens", "batch.context", "model.num_layers", "model.d_model", "model.num_heads",
     "model.num_kv_heads", "model.head_dim", "model.d_ff", "model.context", "schedule.peak_lr", "optim.eps",
-    "mesh.replica", "mesh.tensor", "compute.steps_per_call", "compute.loss_chunk", "checkpoint.keep",
+    "diloco.fragments", "mesh.replica", "mesh.tensor", "compute.steps_per_call", "compute.loss_chunk",
+    "checkpoint.keep",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "model.vocab_size", "model.z_loss", "model.init_std", "batch.micro_tokens", "schedule.warmup_tokens",
-    "schedule.decay_tokens", "optim.weight_decay", "optim.clip", "evaluate.every_tokens", "evaluate.tokens",
+    "schedule.decay_tokens", "diloco.sync_every", "diloco.outer_lr", "diloco.overlap", "optim.weight_decay",
+    "optim.clip", "evaluate.every_tokens", "evaluate.tokens",
     "evaluate.tasks_every_tokens", "evaluate.task_items",
     "checkpoint.every_tokens",
 )  # fmt: skip
@@ -91,6 +96,18 @@ def default() -> ConfigDict:
     c.optim.decay_mask = "matrices"  # matrices: kernels and embeddings; all: norms and biases too
     c.optim.clip = 1.0  # global norm; 0: off
 
+    c.diloco = ConfigDict()  # replicas that train apart and meet (optim.diloco)
+    c.diloco.sync_every = 0  # H: inner steps in a round; 0: they never meet
+    c.diloco.outer_lr = 0.6  # eta; 0.4 for one replica, 0.6 for 2 and 4, 0.8 for 8 (2503.09799)
+    c.diloco.outer_momentum = 0.9  # Nesterov
+    c.diloco.average = "mean"
+    c.diloco.codec = "float32"  # what replicas send
+    c.diloco.fragments = 1  # P: parts of the model that meet at different steps of a round (Streaming DiLoCo)
+    c.diloco.fragment_order = "strided"
+    c.diloco.overlap = 0  # tau: inner steps that an outer gradient is under way
+    c.diloco.mix = 0.0  # alpha: share of itself that a replica keeps when they meet
+    c.diloco.eager = False  # the own change counts at once, the others' a round later (Eager Updates)
+
     c.schedule = ConfigDict()  # a function of tokens consumed
     c.schedule.name = "cosine"
     c.schedule.peak_lr = 2.0**-8
@@ -143,7 +160,8 @@ def check(config: ConfigDict) -> None:
             raise InputError(f"{key}={get(config, key)}: must not be negative")
     _check_model(config.model)
     _check_batch(config)
-    for key in ("optim.b1", "optim.b2", "schedule.final_fraction", "data.validation_fraction"):
+    _check_rounds(config.diloco, config.model)
+    for key in ("optim.b1", "optim.b2", "diloco.outer_momentum", "schedule.final_fraction", "data.validation_fraction"):
         if not 0 <= get(config, key) < 1:
             raise InputError(f"{key}={get(config, key)}: must be in [0, 1)")
     if config.seed >= 2**32:
@@ -185,6 +203,25 @@ def _check_batch(config: ConfigDict) -> None:
         raise InputError(f"mesh.replica={config.mesh.replica}: must divide replicas={config.replicas}")
 
 
+def _check_rounds(d: ConfigDict, m: ConfigDict) -> None:
+    if not 0 <= d.mix <= 1:
+        raise InputError(f"diloco.mix={d.mix}: must be in [0, 1]")
+    if not d.sync_every:
+        for key, off in (("fragments", 1), ("overlap", 0), ("eager", False)):
+            if d[key] != off:
+                raise InputError(f"diloco.{key}={d[key]}: needs diloco.sync_every above 0")
+        return
+    if d.overlap >= d.sync_every:
+        raise InputError(f"diloco.overlap={d.overlap}: must be below diloco.sync_every={d.sync_every}")
+    if d.fragments > min(d.sync_every, m.num_layers):
+        raise InputError(
+            f"diloco.fragments={d.fragments}: must not be above diloco.sync_every={d.sync_every} "
+            f"or model.num_layers={m.num_layers}"
+        )
+    if d.eager and (d.overlap or d.mix or d.average != "mean"):
+        raise InputError("diloco.eager=True: takes overlap=0, mix=0 and average=mean")
+
+
 def get(config: ConfigDict, key: str):
     """Value at a dotted key."""
     for part in key.split("."):
@@ -209,7 +246,9 @@ def differences(old: dict, new: dict) -> list[str]:
     A key that came later than the old config had its default: the default of a new key is what was done before it.
     """
     old = {k: v for k, v in flatten(default()).items() if k in new} | old
-    held = [k for k in {**old, **new} if not any(k == r or k.startswith(r + ".") for r in RESUMABLE)]
+    meet = all(c.get("diloco.sync_every") and not c.get("diloco.eager") for c in (old, new))
+    free = RESUMABLE + (("replicas",) if meet else ())  # they have something in common to go on from
+    held = [k for k in {**old, **new} if not any(k == r or k.startswith(r + ".") for r in free)]
     missing = object()
     return [
         f"{k}: {old.get(k, 'absent')} -> {new.get(k, 'absent')}"

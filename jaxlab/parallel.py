@@ -67,12 +67,12 @@ def path_name(path) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
-def state_shardings(tree, mesh: Mesh, *, replicas: int, fsdp: bool):
-    """NamedSharding of every leaf of a training state whose leaves all have a leading replica axis.
+def state_shardings(tree, mesh: Mesh, *, replicas: int, fsdp: bool, per_replica: bool = True):
+    """NamedSharding of every leaf of a training state whose leaves all have a leading replica axis, or none has.
 
     Raises InputError for a leaf that no rule matches or that its mesh axes do not divide.
     """
-    first = batch_axes(replicas)[0]
+    first = (batch_axes(replicas)[0],) if per_replica else ()
 
     def sharding(path, leaf):
         name = path_name(path)
@@ -80,15 +80,19 @@ def state_shardings(tree, mesh: Mesh, *, replicas: int, fsdp: bool):
         if own is None:
             raise InputError(f"parameter {name}: no sharding rule matches")
         own = tuple((("data" if fsdp else None) if a == "fsdp" else a) for a in own)
-        spec = (first, *(None,) * (leaf.ndim - 1 - len(own)), *own)
+        spec = (*first, *(None,) * (leaf.ndim - len(first) - len(own)), *own)
         for size, axis in zip(leaf.shape, spec, strict=True):
             if axis and size % mesh.shape[axis]:
-                raise InputError(
-                    f"mesh.{axis}={mesh.shape[axis]}: does not divide parameter {name} of shape {leaf.shape[1:]}"
-                )
+                shape = leaf.shape[len(first) :]
+                raise InputError(f"mesh.{axis}={mesh.shape[axis]}: does not divide parameter {name} of shape {shape}")
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def unreplicated(shardings):
+    """The same shardings, with the leading replica axis on all devices."""
+    return jax.tree.map(lambda s: NamedSharding(s.mesh, PartitionSpec(None, *s.spec[1:])), shardings)
 
 
 def table(shardings) -> list[tuple[str, str]]:

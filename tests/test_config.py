@@ -24,6 +24,9 @@ BASE = {
     "schedule.name": "cosine", "schedule.warmup_tokens": 100_000, "schedule.decay_tokens": 0, "data.source": "news",
 }  # fmt: skip
 
+FRACTIONS = ("optim.b1", "optim.b2", "diloco.outer_momentum", "schedule.final_fraction", "data.validation_fraction")
+ROUNDS = {"diloco.sync_every": 8, "model.num_layers": 4}
+
 
 def changed(changes: dict) -> ConfigDict:
     c = default()
@@ -50,8 +53,7 @@ def test_every_rule_is_about_an_existing_key():
 
 def test_every_number_has_a_rule_or_is_free_to_be_anything():
     numbers = {k for k, v in flatten(default()).items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    fractions = {"optim.b1", "optim.b2", "schedule.final_fraction", "data.validation_fraction"}
-    unchecked = numbers - {*POSITIVE, *NOT_NEGATIVE} - fractions
+    unchecked = numbers - {*POSITIVE, *NOT_NEGATIVE, *FRACTIONS, "diloco.mix"}
     assert unchecked == {"mesh.data", "model.norm_eps", "model.rope_theta"}
 
 
@@ -75,7 +77,7 @@ def test_not_negative(key):
     assert message({key: kind(-1)}) == f"{key}={kind(-1)}: must not be negative"
 
 
-@pytest.mark.parametrize("key", ["optim.b1", "optim.b2", "schedule.final_fraction", "data.validation_fraction"])
+@pytest.mark.parametrize("key", FRACTIONS)
 def test_fractions(key):
     for value in (-0.1, 1.0):
         assert message({key: value}) == f"{key}={value}: must be in [0, 1)"
@@ -97,6 +99,24 @@ def test_fractions(key):
         ({"tokens": 8_191, "schedule.warmup_tokens": 0}, "tokens=8191: less than one batch, batch.tokens=8192"),
         ({"replicas": 4, "mesh.replica": 3}, "mesh.replica=3: must divide replicas=4"),
         ({"schedule.name": "wsd"}, "schedule.decay_tokens=0: wsd needs the length of its decay"),
+        ({"diloco.mix": 1.1}, "diloco.mix=1.1: must be in [0, 1]"),
+        ({"diloco.mix": -0.1}, "diloco.mix=-0.1: must be in [0, 1]"),
+        ({"diloco.overlap": 1}, "diloco.overlap=1: needs diloco.sync_every above 0"),
+        ({"diloco.fragments": 2}, "diloco.fragments=2: needs diloco.sync_every above 0"),
+        ({"diloco.eager": True}, "diloco.eager=True: needs diloco.sync_every above 0"),
+        (ROUNDS | {"diloco.overlap": 8}, "diloco.overlap=8: must be below diloco.sync_every=8"),
+        (
+            ROUNDS | {"diloco.fragments": 5},
+            "diloco.fragments=5: must not be above diloco.sync_every=8 or model.num_layers=4",
+        ),
+        (
+            ROUNDS | {"diloco.fragments": 4, "diloco.sync_every": 3},
+            "diloco.fragments=4: must not be above diloco.sync_every=3 or model.num_layers=4",
+        ),
+        (
+            ROUNDS | {"diloco.eager": True, "diloco.overlap": 1},
+            "diloco.eager=True: takes overlap=0, mix=0 and average=mean",
+        ),
         (
             {"schedule.warmup_tokens": 1_500_000, "schedule.decay_tokens": 600_000},
             "schedule.warmup_tokens=1500000 + decay_tokens=600000: more than the run's tokens=2000000",
@@ -117,6 +137,7 @@ def test_values_that_do_not_fit_together(changes, said):
         {"tokens": 8_192, "schedule.warmup_tokens": 8_192},
         {"replicas": 1, "mesh.replica": 2},
         {"model.num_kv_heads": 1, "model.head_dim": 6},
+        ROUNDS | {"diloco.fragments": 4, "diloco.overlap": 7, "diloco.mix": 1.0},
         {"schedule.name": "wsd", "schedule.decay_tokens": 1_900_000},
     ],
     ids=lambda changes: ", ".join(changes),
@@ -146,4 +167,10 @@ def test_differences_names_what_may_not_change_and_nothing_else():
     before = {key: value for key, value in old.items() if key != "optim.b1"}  # as if optim.b1 had come later
     assert differences(before, old) == []
     assert differences(before, old | {"optim.b1": 0.5}) == ["optim.b1: 0.9 -> 0.5"]
+    assert differences(old, old | {"replicas": 2}) == ["replicas: 1 -> 2"]
+    met = old | {"diloco.sync_every": 30}
+    assert differences(met, met | {"replicas": 2}) == []  # from the global parameters
+    eager = met | {"diloco.eager": True}
+    assert differences(eager, eager | {"replicas": 2}) == ["replicas: 1 -> 2"]
+    assert differences(old, met | {"replicas": 2}) == ["diloco.sync_every: 0 -> 30", "replicas: 1 -> 2"]
     assert differences({"computer": 1, "logs": 2}, {}) == ["computer: 1 -> absent", "logs: 2 -> absent"]

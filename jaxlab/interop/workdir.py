@@ -5,7 +5,6 @@ from contextlib import closing
 from pathlib import Path
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from jaxlab.config import InputError, default
@@ -30,13 +29,13 @@ def newest_params(run: Run, workdir: str | Path):
     """Parameters of the newest checkpoint in workdir, as the decoder takes them, without a replica axis.
 
     Nothing there is changed: training may be going on. Raises InputError where there is no checkpoint or a damaged
-    one, where the run has another config, and for several replicas, which are as many models.
+    one, where the run has another config, and for several replicas that never meet, which are as many models.
     """
     check_run(run, Path(workdir))
-    if run.config.replicas > 1:
+    if run.config.replicas > 1 and not run.program.rounds:
         raise InputError(f"replicas={run.config.replicas}: the checkpoint holds as many models; must be 1")
     state, _ = newest(Path(workdir), run.program.abstract_state())
-    return jax.tree.map(lambda x: x[0], state.params)
+    return jax.tree.map(lambda x: x[0], run.program.params(state))
 
 
 def start_from(run: Run, workdir: str | Path, model: dict, params, source: str) -> None:
@@ -51,10 +50,8 @@ def start_from(run: Run, workdir: str | Path, model: dict, params, source: str) 
     if any(workdir.glob("checkpoints/*")):
         raise InputError(f"workdir={workdir}: holds checkpoints already")
     claim(workdir, record(run) | {"params_from": source})
-    state = run.program.init(np.uint32(run.config.seed))
-    put = jax.tree.map(lambda x, old: jax.device_put(np.broadcast_to(x, old.shape), old.sharding), params, state.params)
     with closing(Checkpoints(workdir / "checkpoints", run.config.checkpoint.keep)) as checkpoints:
-        checkpoints.save(state._replace(params=put), Clock(), {"params_from": source})
+        checkpoints.save(run.program.start(params), Clock(), {"params_from": source})
 
 
 def _check_model(mine, theirs: dict, source: str) -> None:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 
@@ -64,10 +63,19 @@ def radial_directional(deltas: Any, weights: jax.Array) -> Any:
     return jax.tree.map(scaled, mean(units, weights), mean(norms, weights))
 
 
-def outer_gradient(params: Any, replicas: Any, weights: jax.Array | None = None, average: Callable = mean) -> Any:
-    """Delta = average over m of Delta_m, Delta_m = theta - theta_m: old minus new, a descent direction with the sign
-    of a gradient. Differences and sums are taken in float32."""
-    deltas = jax.tree.map(lambda t, r: t.astype(jnp.float32) - r.astype(jnp.float32), params, replicas)
+def changes(params: Any, replicas: Any) -> Any:
+    """Delta_m = theta - theta_m of every replica, float32 [M, ...]: old minus new, a descent direction with the sign
+    of a gradient. The difference is taken in float32."""
+    return jax.tree.map(lambda t, r: t.astype(jnp.float32) - r.astype(jnp.float32), params, replicas)
+
+
+def outer_gradient(params, replicas, weights=None, average: Callable = mean, exchange: Callable = lambda d: d) -> Any:
+    """Delta = average over m of Delta_m, as they arrive, in float32; to be kept while it is under way.
+
+    weights [M]: default all 1. average(deltas, weights): mean or radial_directional. exchange(deltas): what arrives
+    of what each replica sends, such as `codec.exchange("e3m0", share)`.
+    """
+    deltas = exchange(changes(params, replicas))
     count = jax.tree.leaves(replicas)[0].shape[0]
     return average(deltas, jnp.ones(count) if weights is None else weights.astype(jnp.float32))
 
@@ -89,74 +97,60 @@ def apply(state: Outer, replicas: Any, delta: Any, outer, *, mix: float = 0.0, *
     return Outer(params, opt_state), jax.tree.map(taken_over, params, replicas)
 
 
-def outer_step(state: Outer, replicas: Any, outer, *, weights=None, average: Callable = mean, **hypers):
+def outer_step(state: Outer, replicas, outer, *, weights=None, average=mean, exchange=lambda d: d, **hypers):
     """A whole synchronisation: (state, replicas) after which all replicas are theta, bit for bit."""
-    return apply(state, replicas, outer_gradient(state.params, replicas, weights, average), outer, **hypers)
+    delta = outer_gradient(state.params, replicas, weights, average, exchange)
+    return apply(state, replicas, delta, outer, **hypers)
+
+
+class Eager(NamedTuple):
+    """State of eager updates (2502.12996), with a leading replica axis [M, ...] on every leaf.
+
+    params: theta_m, which each replica updates by itself. To evaluate and export is their mean: the outer SGD is
+    linear in its gradients, so that the mean of the theta_m is what it makes of the mean of the gradients,
+    Delta(t) / M + (1 - 1/M) Delta(t-1), Delta(t) the mean of the Delta_m(t): DiLoCo, partly one round late.
+    others: sum over m' != m of Delta_m'(t-1) / M, float32: what is under way to replica m for a whole round.
+    """
+
+    params: Any
+    opt_state: Any
+    others: Any
+
+
+def eager_init(params: Any, outer: optax.GradientTransformation, replicas: int) -> Eager:
+    """The state before the first round, from the parameters [...] that all `replicas` start with.
+
+    Nothing of the others arrives after the first round (Delta_m'(0) = 0): every change then enters every replica
+    exactly once, its own at once and the others' a round later, but for the others' of the last round.
+    """
+    stacked = jax.tree.map(lambda p: jnp.broadcast_to(p, (replicas, *p.shape)), params)
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), stacked)
+    return Eager(stacked, jax.vmap(outer.init)(stacked), zeros)
+
+
+def eager_step(state: Eager, replicas: Any, outer, *, exchange: Callable = lambda d: d, **hypers) -> tuple[Eager, Any]:
+    """theta_m <- OuterOpt(theta_m, (Delta_m(t) + sum over m' != m of Delta_m'(t-1)) / M); replicas go on from theta_m.
+
+    Nothing that is communicated here is used here: the others' changes of this round are in the next one's state. A
+    replica's own change is applied as it is, what the others get of it is what arrives by `exchange`.
+    """
+    deltas = changes(state.params, replicas)
+    mixed = jax.tree.map(lambda d, others: d / d.shape[0] + others, deltas, state.others)
+    others = jax.tree.map(lambda d: (jnp.sum(d, axis=0) - d) / d.shape[0], exchange(deltas))
+    update = optax.with_extra_args_support(outer).update
+    updates, opt_state = jax.vmap(lambda *args: update(*args, **hypers))(mixed, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return Eager(params, opt_state, others), jax.tree.map(lambda p, r: p.astype(r.dtype), params, replicas)
 
 
 def diagnostics(params: Any, replicas: Any) -> dict[str, jax.Array]:
     """{"delta_norm" [M], "cosine" [M, M]}: length of each replica's change since the last round, and the cosines
     between them (about 0.1 at the start of training, 0 in its middle, -0.1 at its end, 2501.18512)."""
-    deltas = jax.tree.map(lambda t, r: t.astype(jnp.float32) - r.astype(jnp.float32), params, replicas)
-    flat = [d.reshape(d.shape[0], -1) for d in jax.tree.leaves(deltas)]
+    flat = [d.reshape(d.shape[0], -1) for d in jax.tree.leaves(changes(params, replicas))]
     products = sum(jnp.matmul(d, d.T, precision=jax.lax.Precision.HIGHEST) for d in flat)
     norms = jnp.sqrt(jnp.diag(products))
     scale = jnp.where(norms == 0, 1, norms)
     return {"delta_norm": norms, "cosine": products / (scale[:, None] * scale)}
-
-
-def fragments(params: Any, count: int, how: str = "strided", stacked: str = "blocks") -> list[Any]:
-    """Streaming DiLoCo's fragments: for each, a tree of the parameters' structure with the layers that belong to it.
-
-    Leaves below the key `stacked` have a leading layer axis: theirs are int arrays [layers]. The others (embeddings,
-    last norm) are whole: True in the first fragment. how: `strided` (layer l in fragment l mod count, the paper's
-    choice) or `sequential`. Raises ValueError for more fragments than layers, or an unknown `how`.
-    """
-    layers = len(jax.tree.leaves(params[stacked])[0])
-    if not 1 <= count <= layers:
-        raise ValueError(f"count={count}: must be 1 to {layers}, the number of layers")
-    if how not in ("strided", "sequential"):
-        raise ValueError(f"how={how!r}: must be strided or sequential")
-    parts = (
-        [np.arange(layers)[i::count] for i in range(count)]
-        if how == "strided"
-        else np.array_split(range(layers), count)
-    )
-
-    def fragment(i, part):
-        belongs = lambda path, _: part if path[0].key == stacked else i == 0  # noqa: E731
-        return jax.tree_util.tree_map_with_path(belongs, params)
-
-    return [fragment(i, part) for i, part in enumerate(parts)]
-
-
-def take(tree: Any, fragment: Any, axis: int = 0) -> Any:
-    """The leaves of a fragment, layers cut out along `axis` (1 for replicas); None where nothing belongs to it."""
-
-    def cut(layers, leaf):
-        if isinstance(layers, np.ndarray):
-            return jnp.take(leaf, layers, axis=axis)
-        return leaf if layers else None
-
-    return jax.tree.map(cut, fragment, tree)
-
-
-def put(tree: Any, fragment: Any, part: Any, axis: int = 0) -> Any:
-    """The tree with a fragment's leaves replaced by those of `part`."""
-
-    def replaced(layers, leaf, new):
-        if isinstance(layers, np.ndarray):
-            return leaf.at[(slice(None),) * axis + (layers,)].set(new)
-        return new if layers else leaf
-
-    return jax.tree.map(replaced, fragment, tree, part)
-
-
-def due(step: int, sync_every: int, count: int) -> list[int]:
-    """Fragments to synchronise after inner step `step` (from 1): fragment p at multiples of H plus its offset p H / P,
-    so that communication spreads evenly over a round. None before its own H steps have been taken."""
-    offsets = [p * sync_every // count for p in range(count)]
-    return [p for p, offset in enumerate(offsets) if step - offset >= sync_every and (step - offset) % sync_every == 0]
 
 
 def _times(share: jax.Array, deltas: jax.Array) -> jax.Array:

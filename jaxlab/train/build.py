@@ -23,12 +23,14 @@ from jaxlab.model.loss import cross_entropy
 from jaxlab.optim.inner import adamw
 from jaxlab.optim.schedules import schedule
 from jaxlab.train.plan import Call, calls
+from jaxlab.train.rounds import Rounds, regrouped
 from jaxlab.train.state import Clock, State
 from jaxlab.train.step import inner_steps
 
 # What the host alone reads: configs that differ in nothing else train with the same compiled programs.
 HOST_KEYS = (
-    "seed", "tokens", "data", "schedule", "optim.weight_decay", "optim.decay", "evaluate", "checkpoint", "log",
+    "seed", "tokens", "data", "schedule", "optim.weight_decay", "optim.decay", "diloco.outer_lr", "evaluate",
+    "checkpoint", "log",
 )  # fmt: skip
 
 
@@ -41,8 +43,9 @@ class Program:
     model: Decoder
     loss_fn: Callable  # (params, tokens [b, L+1]) -> (objective, sums)
     shardings: State  # NamedSharding of every leaf of the state
-    init: Callable  # seed, uint32 -> State, jitted
+    start: Callable  # parameters of one model -> State, jitted
     inner_steps: Callable  # (State, batches, hypers, count) -> (State, metrics [n, M]), jitted, State donated
+    rounds: Rounds | None  # where replicas meet between inner steps; None: nowhere
 
     @cached_property
     def microbatch(self) -> tuple[int, int]:
@@ -58,6 +61,11 @@ class Program:
         replica, batch = parallel.batch_axes(self.config.replicas)
         return NamedSharding(self.mesh, PartitionSpec(None, replica, None, batch, None))
 
+    @cached_property
+    def init(self) -> Callable:
+        """seed, uint32 -> State, jitted."""
+        return jax.jit(lambda seed: self.start(initial_params(self.model, seed)), out_shardings=self.shardings)
+
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the state, without its arrays."""
         shapes = jax.eval_shape(self.init, np.uint32(0))
@@ -72,7 +80,8 @@ class Program:
         batches = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.batch_sharding)
         hyper = jax.ShapeDtypeStruct((n,), jnp.float32, sharding=everywhere)
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-        return self.inner_steps.lower(self.abstract_state(), batches, {"lr": hyper, "decay": hyper}, count).compile()
+        inner = self.abstract_state()._replace(outer=None)
+        return self.inner_steps.lower(inner, batches, {"lr": hyper, "decay": hyper}, count).compile()
 
     @cached_property
     def _average(self):
@@ -83,8 +92,29 @@ class Program:
 
     def step(self, state: State, arguments: tuple) -> tuple[State, dict]:
         """The compiled inner steps, and their metrics [n] of the average replica, which every process can read."""
-        state, metrics = self.compiled(state, *arguments)
-        return state, self._average(metrics)
+        inner, metrics = self.compiled(state._replace(outer=None), *arguments)
+        return inner._replace(outer=state.outer), self._average(metrics)
+
+    @cached_property
+    def meet(self):
+        """The compiled `Rounds.apply`: (State, event, lr) -> (State, metrics); one program an event, State donated."""
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        return jax.jit(
+            self.rounds.apply, static_argnums=1, donate_argnums=0, out_shardings=(self.shardings, everywhere)
+        )
+
+    @cached_property
+    def _global_params(self):
+        return jax.jit(self.rounds.params, out_shardings=parallel.unreplicated(self.shardings.params))
+
+    def params(self, state: State):
+        """The parameters to evaluate: those that replicas have in common, [1, ...], or those of each, [M, ...]."""
+        return self._global_params(state) if self.rounds else state.params
+
+    def regroup(self, state: State) -> State:
+        """A state of any number of replicas as one of this program's (rounds.regrouped)."""
+        replicas = self.config.replicas
+        return jax.jit(regrouped, static_argnums=2, out_shardings=self.shardings)(state, self.params(state), replicas)
 
     @cached_property
     def evaluate_batch(self):
@@ -128,6 +158,7 @@ class Run:
             hypers=hypers(c),
             steps_per_call=c.compute.steps_per_call,
             stops=(c.evaluate.every_tokens, c.evaluate.tasks_every_tokens, c.checkpoint.every_tokens),
+            **({"events": self.program.rounds.events} if self.program.rounds else {}),
         )
 
     def arguments(self, call: Call) -> tuple:
@@ -148,6 +179,19 @@ class Run:
         put = partial(parallel.replicated, self.program.mesh)
         return batches, jax.tree.map(put, padded), put(np.int32(call.count))
 
+    def step(self, state: State, call: Call, arguments: tuple) -> tuple[State, dict]:
+        """The call's inner steps, and what is due after them: metrics [n], and scalars of the end of the call."""
+        state, metrics = self.program.step(state, arguments)
+        for event in call.events:
+            state, found = self.program.meet(state, event, self._outer_lr)
+            metrics |= found
+        sent = sum(self.program.rounds.sent_bytes(event) for event in call.events)
+        return state, metrics | ({"sent_bytes": sent} if sent else {})
+
+    @cached_property
+    def _outer_lr(self) -> jax.Array:
+        return parallel.replicated(self.program.mesh, np.float32(self.config.diloco.outer_lr))
+
     def evaluate(self, state: State) -> dict:
         """Loss and bits per byte of the state's parameters on the validation split (evaluate.loss)."""
         c, b = self.config, self.program.microbatch[1]
@@ -160,7 +204,7 @@ class Run:
         wanted = -(-c.evaluate.tokens // self.validation.context) or self.validation.num_sequences
         sequences = min(wanted, self.validation.num_sequences)
         score = self.program.evaluate_batch
-        return evaluate(score, state.params, self.validation, put, sequences=sequences, batch_sequences=b)
+        return evaluate(score, self.program.params(state), self.validation, put, sequences=sequences, batch_sequences=b)
 
     @cached_property
     def _tokenizer(self):
@@ -168,7 +212,7 @@ class Run:
 
     def choose(self, state: State, items: list[Item]) -> Iterator[list[dict]]:
         """Records of multiple-choice items under the state's parameters, a window at a time (evaluate.choice)."""
-        return self.program.choose(state.params, items, self._tokenizer)
+        return self.program.choose(self.program.params(state), items, self._tokenizer)
 
     def scores(self, state: State) -> dict:
         """{"TASK/SCORE": value} on the run's tasks."""
@@ -203,9 +247,10 @@ def program(config: ConfigDict, mesh: Mesh, vocab_size: int) -> Program:
     model = decoder(c, config.compute, mesh, config.replicas)
     optimiser = adamw(**{k: config.optim[k] for k in ("b1", "b2", "eps", "clip", "decay_mask")})
     loss_fn = objective(model, config.compute.loss_chunk)
-    init = initial_state(model, optimiser, replicas=config.replicas)
-    shapes = jax.eval_shape(init, np.uint32(0))
-    shardings = parallel.state_shardings(shapes, mesh, replicas=config.replicas, fsdp=config.mesh.fsdp)
+    params = jax.eval_shape(partial(initial_params, model), np.uint32(0))
+    rounds = Rounds(config.diloco, params, config.replicas, mesh) if config.diloco.sync_every else None
+    start = initial_state(optimiser, replicas=config.replicas, rounds=rounds)
+    shardings = _shardings(jax.eval_shape(start, params), mesh, config)
     steps = inner_steps(loss_fn, optimiser, spmd_axis_name=parallel.batch_axes(config.replicas)[0])
     per_replica = NamedSharding(mesh, PartitionSpec(None, parallel.batch_axes(config.replicas)[0]))
     return Program(
@@ -214,9 +259,17 @@ def program(config: ConfigDict, mesh: Mesh, vocab_size: int) -> Program:
         model=model,
         loss_fn=loss_fn,
         shardings=shardings,
-        init=jax.jit(init, out_shardings=shardings),
-        inner_steps=jax.jit(steps, donate_argnums=0, out_shardings=(shardings, per_replica)),
+        start=jax.jit(start, out_shardings=shardings),
+        inner_steps=jax.jit(steps, donate_argnums=0, out_shardings=(shardings._replace(outer=None), per_replica)),
+        rounds=rounds,
     )
+
+
+def _shardings(shapes: State, mesh: Mesh, config: ConfigDict) -> State:
+    """Of every leaf of the state. What replicas have in common is on the devices of each."""
+    options = {"mesh": mesh, "replicas": config.replicas, "fsdp": config.mesh.fsdp}
+    inner = parallel.state_shardings(shapes._replace(outer=None), **options)
+    return inner._replace(outer=parallel.state_shardings(shapes.outer, per_replica=config.diloco.eager, **options))
 
 
 def decoder(c: FrozenConfigDict, compute: ConfigDict, mesh: Mesh, replicas: int) -> Decoder:
@@ -259,16 +312,20 @@ def objective(model: Decoder, chunk: int) -> Callable:
     return loss_fn
 
 
-def initial_state(model: Decoder, optimiser, *, replicas: int) -> Callable:
-    """init(seed, uint32) -> State; all replicas start from the same parameters."""
+def initial_params(model: Decoder, seed):
+    """Parameters of one model. Made as plainly as can be: they do not depend on how the layers are run."""
+    return Decoder(model.c).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
 
-    def init(seed):
-        # As plainly as can be: parameters do not depend on how the layers are run.
-        params = Decoder(model.c).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
-        state = State(params, optimiser.init(params))
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (replicas, *x.shape)), state)
 
-    return init
+def initial_state(optimiser, *, replicas: int, rounds: Rounds | None = None) -> Callable:
+    """start(params) -> State; all replicas start from the same parameters."""
+
+    def start(params):
+        inner = State(params, optimiser.init(params))
+        inner = jax.tree.map(lambda x: jnp.broadcast_to(x, (replicas, *x.shape)), inner)
+        return inner._replace(outer=rounds.init(params) if rounds else None)
+
+    return start
 
 
 def hypers(config: ConfigDict) -> Callable[[float], dict[str, float]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlab.config import InputError
 from jaxlab.parallel import path_name
@@ -44,17 +45,18 @@ class Checkpoints:
         free, size = shutil.disk_usage(self.folder).free, state_bytes(state)
         if free < size:  # known beforehand, it is one line; met by Orbax's threads, pages of tracebacks
             raise SaveFailed(f"{self.folder}: {free / 1e6:,.1f} MB free, and a checkpoint needs {size / 1e6:,.1f} MB")
-        record = record | {"clock": list(clock), "fingerprint": bits}
+        record = record | {"clock": list(clock), "fingerprint": bits, "replicas": state.replicas}
         # Orbax holds views of the arrays until they are written. JAX does not let a step overwrite a buffer that has
         # been handed out: donation then falls back to a copy, also on CPU where host and device memory are the same.
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_parts(state)), record=ocp.args.JsonSave(record))
         self._checked(self._manager.save, clock.tokens, args=args, force=True)
 
     def restore(self, abstract: State, report: Callable[[str], None]) -> tuple[State, Clock] | None:
         """The newest sound checkpoint as (state, clock), or None where none was ever saved.
 
-        abstract: shapes, dtypes and shardings wanted; the mesh may differ from the one that saved. Damaged checkpoints
-        newer than that are reported and set aside as `damaged-...`. Raises InputError if all are damaged.
+        abstract: shapes, dtypes and shardings wanted; the mesh may differ from the one that saved, and the state comes
+        with as many replicas as it was saved with. Damaged checkpoints newer than that are reported and set aside as
+        `damaged-...`. Raises InputError if all are damaged.
         """
         damaged = {}
         for tokens in sorted(self._manager.all_steps(), reverse=True):
@@ -122,11 +124,30 @@ def newest(workdir: Path, abstract: State) -> tuple[State, Clock]:
 
 
 def _read(manager: ocp.CheckpointManager, tokens: int, abstract: State) -> tuple[State, Clock]:
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
-    found = manager.restore(tokens, args=args)
-    if _inspect(found.state)[0] != found.record["fingerprint"]:
+    record = manager.restore(tokens, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+    parts = _parts(_of_replicas(abstract, record.get("replicas", abstract.replicas)))
+    state = State(**manager.restore(tokens, args=ocp.args.Composite(state=ocp.args.StandardRestore(parts))).state)
+    if _inspect(state)[0] != record["fingerprint"]:
         raise ValueError("its bits differ from those saved")
-    return State(*found.state), Clock(*found.record["clock"])
+    return state, Clock(*record["clock"])
+
+
+def _parts(state: State) -> dict:
+    """What of a state there is, by name: so a part that came later is no part of what was saved before."""
+    return {name: part for name, part in state._asdict().items() if part is not None}
+
+
+def _of_replicas(abstract: State, replicas: int) -> State:
+    """The same of another number of replicas, which every device gets whole."""
+    if replicas == abstract.replicas:
+        return abstract
+
+    def resized(x):
+        sharding = NamedSharding(x.sharding.mesh, PartitionSpec(None, *x.sharding.spec[1:]))
+        return jax.ShapeDtypeStruct((replicas, *x.shape[1:]), x.dtype, sharding=sharding)
+
+    params, opt_state = jax.tree.map(resized, abstract[:2])
+    return abstract._replace(params=params, opt_state=opt_state)
 
 
 def check_space(workdir: Path, keep: int, abstract: State) -> None:

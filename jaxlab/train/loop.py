@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from importlib.metadata import version
@@ -72,14 +72,23 @@ def train(run: Run, workdir: str | Path, console: Console) -> dict | None:
 
 def _start(run: Run, checkpoints: Checkpoints, console: Console) -> tuple[State, Clock]:
     """The state to go on from, and the step compiled for it where there are steps to take."""
-    found = checkpoints.restore(run.program.abstract_state(), lambda line: say(console, line))
-    state, clock = found or (run.program.init(np.uint32(run.config.seed)), Clock())
-    if found:
+    state, clock = newest(run, checkpoints, lambda line: say(console, line))
+    if clock.steps:
         say(console, f"resuming  at {clock.tokens:,} tokens, step {clock.steps:,}")
     if next(run.calls(clock), None):
         began = time.perf_counter()
         memory = run.program.compiled.memory_analysis()
         say(console, report.compiled(time.perf_counter() - began, memory))
+    return state, clock
+
+
+def newest(run: Run, checkpoints: Checkpoints, report: Callable[[str], None]) -> tuple[State, Clock]:
+    """The newest state in `checkpoints`, with the run's number of replicas, or that before the first step."""
+    found = checkpoints.restore(run.program.abstract_state(), report)
+    state, clock = found or (run.program.init(np.uint32(run.config.seed)), Clock())
+    if state.replicas != run.config.replicas:
+        report(f"saved with {state.replicas} replicas: {run.config.replicas} go on from the global parameters")
+        state = run.program.regroup(state)
     return state, clock
 
 
@@ -89,7 +98,7 @@ def steps(run, state, clock, log, meter, checkpoints, record, stopping) -> tuple
     with jax.transfer_guard("disallow"):
         meter.restart()
         for call, arguments, data_seconds in prefetch(run, clock):
-            state, metrics = run.program.step(state, arguments)
+            state, metrics = run.step(state, call, arguments)
             write_train(log, meter, pending)  # of the call before: the device is busy with this one
             pending, clock = (call, metrics, data_seconds), call.end
             evaluation_due = crossed(call.start.tokens, clock.tokens, run.config.evaluate.every_tokens)
@@ -148,12 +157,14 @@ def write_train(log: Log, meter: Meter, pending: tuple | None) -> None:
 
 
 def write_rows(log: Log, call: Call, metrics: dict, speed: dict) -> dict:
-    """Writes the row of every step of a call, metrics {name: [count or more]}; returns the last one's values. Raises
-    NonFinite at the first number that is not finite."""
+    """Writes the row of every step of a call, metrics {name: [count or more], or of its end}; returns the last one's
+    values. Raises NonFinite at the first number that is not finite."""
     _postpone_hang_report()
     tokens_a_step = (call.end.tokens - call.start.tokens) // call.count
     for i in range(call.count):
-        values = {name: float(m[i]) for name, m in metrics.items()}
+        values = {name: float(m[i]) for name, m in metrics.items() if np.ndim(m)}
+        if i == call.count - 1:
+            values |= {name: m if isinstance(m, int) else float(m) for name, m in metrics.items() if not np.ndim(m)}
         values |= {name: h[i] for name, h in call.hypers.items()}
         step, tokens = call.start.steps + i + 1, call.start.tokens + (i + 1) * tokens_a_step
         for name, value in values.items():

@@ -7,12 +7,14 @@ from jaxlab.train.state import Clock
 
 
 class Call(NamedTuple):
-    """One call of the compiled steps: `count` steps of `sequences` each, and the hyper-parameters of each."""
+    """One call of the compiled steps: `count` steps of `sequences` each, the hyper-parameters of each, and what is to
+    happen to the state after the last of them."""
 
     start: Clock
     end: Clock
     sequences: int
     hypers: dict[str, list[float]]
+    events: tuple = ()
 
     @property
     def count(self) -> int:
@@ -28,6 +30,7 @@ def calls(
     hypers: Callable[[float], dict[str, float]],
     steps_per_call: int = 1,
     stops: tuple[int, ...] = (),
+    events: Callable[[int, bool], tuple] = lambda step, last: (),
 ) -> Iterator[Call]:
     """The calls from `clock` to the last whole step within total_tokens.
 
@@ -35,16 +38,17 @@ def calls(
     of one of them without ending at the first step that reaches it.
     """
     while clock.tokens + batch_tokens <= total_tokens:
-        count, tokens = 0, clock.tokens
+        count, tokens, due = 0, clock.tokens, ()
         while count < steps_per_call and tokens + batch_tokens <= total_tokens:
             count, tokens = count + 1, tokens + batch_tokens
-            if any(crossed(tokens - batch_tokens, tokens, every) for every in stops):
+            due = events(clock.steps + count, tokens + batch_tokens > total_tokens)
+            if due or any(crossed(tokens - batch_tokens, tokens, every) for every in stops):
                 break
         middles = [clock.tokens + (i + 0.5) * batch_tokens for i in range(count)]
         values = [hypers(middle) for middle in middles]
         sequences = batch_tokens // context
         end = Clock(tokens, clock.sequences + count * sequences, clock.steps + count)
-        yield Call(clock, end, sequences, {name: [v[name] for v in values] for name in values[0]})
+        yield Call(clock, end, sequences, {name: [v[name] for v in values] for name in values[0]}, due)
         clock = end
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -80,11 +81,7 @@ def _member(run: Run, workdir: Path, console: Console, stack: ExitStack) -> Memb
 
 def _start(members: list[Member]) -> tuple[State, Clock]:
     """The stacked states of all members, and the clock that they share."""
-    found = []
-    for member in members:
-        program, seed = member.run.program, np.uint32(member.run.config.seed)
-        saved = member.checkpoints.restore(program.abstract_state(), member.log.say)
-        found.append(saved or (program.init(seed), Clock()))
+    found = [loop.newest(member.run, member.checkpoints, member.log.say) for member in members]
     return jax.tree.map(lambda *x: jnp.stack(x), *[state for state, _ in found]), found[0][1]
 
 
@@ -107,10 +104,22 @@ def _steps(members: list[Member], states: State, clock: Clock, stopping) -> tupl
     """All steps that are left and what is due between them, as `loop.steps` takes them for one run."""
     program, config = members[0].run.program, members[0].run.config
     together = jax.jit(jax.vmap(program.inner_steps, in_axes=(0, 0, 0, None)), donate_argnums=0)
+
+    @partial(jax.jit, static_argnums=1, donate_argnums=0)
+    def meet(states, event):
+        return jax.vmap(lambda state: program.rounds.apply(state, event, config.diloco.outer_lr))(states)
+
     meter = Meter(flops.training_per_token(program.model.c, config.batch.context), peak_flops(program.mesh)[0])
     pending = None
     for calls, arguments, waited in loop.prefetch(_Fed(members), clock):
-        states, metrics = together(states, *arguments)
+        inner, metrics = together(states._replace(outer=None), *arguments)
+        states = inner._replace(outer=states.outer)
+        metrics = jax.tree.map(lambda m: m.mean(axis=2), metrics)  # [members, n]
+        for event in calls[0].events:
+            states, found = meet(states, event)
+            metrics |= found
+        if sent := sum(program.rounds.sent_bytes(event) for event in calls[0].events):
+            metrics["sent_bytes"] = np.full(len(members), sent)
         pending = _write(members, meter, pending)
         pending, clock = (calls, metrics, waited), calls[0].end
         start, stop = calls[0].start.tokens, stopping.is_set()
@@ -139,7 +148,7 @@ def _write(members: list[Member], meter: Meter, pending: tuple | None) -> None:
     if pending is None:
         return
     calls, metrics, waited = pending
-    metrics = jax.device_get(jax.tree.map(lambda m: m.mean(axis=2), metrics))  # [members, n]
+    metrics = jax.device_get(metrics)
     speed = meter.read(calls[0], waited)
     shares = {name: v / len(members) if name.endswith("seconds") else v * len(members) for name, v in speed.items()}
     for i, (member, call) in enumerate(zip(members, calls, strict=True)):

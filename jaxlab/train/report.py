@@ -29,6 +29,8 @@ def header(run: Run, peak: float | None, peak_source: str) -> list[str]:
         "compute": f"{run.program.model.dtype}, attention {kernel_name(run)}, "
         f"layers {'scanned' if run.program.model.scan else 'unrolled'}, remat {run.program.model.remat}",
     }
+    if run.program.rounds:
+        lines["rounds"] = run.program.rounds.describe(end.steps)
     return [f"{name:9s} {text}" for name, text in lines.items()]
 
 

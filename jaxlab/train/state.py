@@ -8,10 +8,16 @@ from jax import lax
 
 
 class State(NamedTuple):
-    """Every leaf has a leading replica axis M. Data-parallel training is M = 1."""
+    """Every leaf of params and opt_state has a leading replica axis M. Data-parallel training is M = 1 without `outer`,
+    which is what replicas have in common (train.rounds)."""
 
     params: Any
     opt_state: Any
+    outer: Any = None
+
+    @property
+    def replicas(self) -> int:
+        return jax.tree.leaves(self.params)[0].shape[0]
 
 
 class Clock(NamedTuple):

@@ -37,7 +37,7 @@ def inner_steps(loss_fn: Callable, optimiser, *, spmd_axis_name: str | None = No
     every_replica = jax.vmap(step, in_axes=(0, 0, 0, None), spmd_axis_name=spmd_axis_name)
 
     def one(state, batch, hypers):
-        params, opt_state, metrics = every_replica(*state, batch, hypers)
+        params, opt_state, metrics = every_replica(state.params, state.opt_state, batch, hypers)
         return State(params, opt_state), metrics
 
     def steps(state, batches, hypers, count):

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jaxlab.optim import diloco
 from jaxlab.optim.inner import adamw
@@ -183,38 +181,6 @@ def test_diagnostics_are_those_of_flat_vectors():
     np.testing.assert_allclose(found["cosine"], flat @ flat.T / np.outer(norms, norms), atol=1e-5)
 
 
-MODEL = {
-    "blocks": {"kernel": jnp.asarray(RNG.normal(size=(5, 2, 3)), jnp.float32)},
-    "embedding": jnp.asarray(RNG.normal(size=(7, 2)), jnp.float32),
-}
-
-
-@settings(max_examples=20, deadline=None)
-@given(count=st.integers(1, 5), how=st.sampled_from(["strided", "sequential"]))
-def test_every_layer_is_in_one_fragment(count, how):
-    parts = diloco.fragments(MODEL, count, how)
-    layers = np.concatenate([part["blocks"]["kernel"] for part in parts])
-    assert sorted(layers) == list(range(5))
-    assert [part["embedding"] for part in parts] == [True] + [False] * (count - 1)
-    back = jax.tree.map(jnp.zeros_like, MODEL)
-    for part in parts:
-        back = diloco.put(back, part, diloco.take(MODEL, part))
-    jax.tree.map(np.testing.assert_array_equal, back, MODEL)
-
-
-def test_fragments_one_after_the_other_are_a_whole_step():
-    """Streaming without delay: the outer step of every fragment, each with its own momentum, equals one of all."""
-    outer = diloco.nesterov()
-    moved = jax.tree.map(lambda p: p + jnp.asarray(RNG.normal(size=(2, *p.shape)), jnp.float32), MODEL)
-    whole, _ = diloco.outer_step(diloco.init(MODEL, outer), moved, outer, lr=0.6)
-    theta = MODEL
-    for part in diloco.fragments(MODEL, 3):
-        state = diloco.init(diloco.take(theta, part), outer)
-        state, _ = diloco.outer_step(state, diloco.take(moved, part, axis=1), outer, lr=0.6)
-        theta = diloco.put(theta, part, state.params)
-    assert_close(theta, whole.params)
-
-
 def test_mixing_keeps_a_share_of_the_local_progress():
     outer = diloco.nesterov(0.0)
     state = diloco.init(jnp.zeros(2), outer)
@@ -223,17 +189,91 @@ def test_mixing_keeps_a_share_of_the_local_progress():
     np.testing.assert_array_equal(replicas, [[1.75, 2.0], [2.25, 2.5]])
 
 
-def test_fragments_take_turns():
-    """H = 100, P = 2: the first at 100, 200, ..., the second at 150, 250, ... (the example of 2501.18512)."""
-    turns = {step: found for step in range(1, 301) if (found := diloco.due(step, 100, 2))}
-    assert turns == {100: [0], 150: [1], 200: [0], 250: [1], 300: [0]}
-    assert [step for step in range(1, 13) if diloco.due(step, 4, 1)] == [4, 8, 12]
+def test_any_optax_transformation_is_an_outer_one():
+    """Adam: optax's own, fed the same mean changes as gradients; its state and bias correction live in Outer."""
+    outer = optax.adam(0.05)
+    state, replicas = diloco.init(START, outer), replicated(START, 2)
+    theta, opt_state = START, outer.init(START)
+    for _ in range(3):
+        moves = jax.tree.map(lambda p: jnp.asarray(RNG.normal(size=(2, *p.shape)), jnp.float32), START)
+        state, replicas = diloco.outer_step(state, jax.tree.map(jnp.subtract, replicas, moves), outer)
+        updates, opt_state = outer.update(jax.tree.map(lambda d: d.mean(0), moves), opt_state)
+        theta = optax.apply_updates(theta, updates)
+    assert_close(state.params, theta, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("count", "how", "says"),
-    [(0, "strided", "count=0"), (6, "strided", "must be 1 to 5"), (2, "random", "how='random'")],
-)
-def test_bad_fragments(count, how, says):
-    with pytest.raises(ValueError, match=says):
-        diloco.fragments(MODEL, count, how)
+def eager(m, rounds, sync_every, data, outer, **hypers):
+    """(mean of the theta_m, state) after `rounds` rounds of eager updates in a plain loop."""
+    (start, step_all), (x, y) = ADAMW, data
+    state, replicas = diloco.eager_init(START, outer, m), replicated(START, m)
+    opt_state = start(replicas)
+    for step in range(rounds * sync_every):
+        replicas, opt_state = step_all(replicas, opt_state, x[step], y[step])
+        if (step + 1) % sync_every == 0:
+            state, replicas = diloco.eager_step(state, replicas, outer, **hypers)
+            jax.tree.map(np.testing.assert_array_equal, replicas, state.params)
+    return jax.tree.map(lambda p: p.mean(0), state.params), state
+
+
+def test_one_eager_replica_is_diloco_with_one():
+    outer = diloco.nesterov()
+    found, state = eager(1, 3, 2, batches(6, 1), outer, lr=0.6)
+    assert_close(found, trained(1, 6, 2, outer, lr=0.6)[0])
+    jax.tree.map(lambda others: np.testing.assert_array_equal(others, np.zeros_like(others)), state.others)
+
+
+def test_eager_replicas_of_identical_batches_stay_identical():
+    same = tuple(np.repeat(v, 2, axis=1) for v in batches(6, 1))
+    mean, state = eager(2, 3, 2, same, diloco.nesterov(), lr=0.6)
+    jax.tree.map(lambda p, m: np.testing.assert_allclose(p, [m] * 2, rtol=1e-6, atol=1e-7), state.params, mean)
+
+
+def test_three_eager_rounds_worked_by_hand():
+    """A linear model w1 x1 + w2 x2 on one example a replica, x = (1, 0) and (0, 2), targets 1 and 2, from w = 0, one
+    inner SGD step of rate 0.5 on half the squared error; outer rate 1, mu 0.5 (all numbers are exact in binary).
+
+    Replica 1 moves its first weight half way to 1, replica 2 its second by -0.5 * 2 (2 w2 - 2) = 2 - 2 w2.
+    Delta~_1 = (d_1 / 2, previous d_2 / 2), Delta~_2 = (previous d_1 / 2, d_2 / 2), where d_1 = -(1 - w1) / 2 of
+    replica 1 and d_2 = -(2 - 2 w2) of replica 2; v <- v / 2 + Delta~, theta_m <- theta_m - Delta~ - v / 2.
+
+    round 1, d = (-1/2, -2): Delta~ = v = (-1/4, 0) and (0, -1), theta = (3/8, 0) and (0, 3/2).
+    round 2, d = (-5/16, 1): Delta~ = (-5/32, -1) and (-1/4, 1/2), v = (-9/32, -1) and (-1/4, 0).
+    round 3, d = (-21/128, 0): Delta~ = (-21/256, 1/2) and (-5/32, 0), v = (-57/256, 0) and (-9/32, 0).
+    """
+    x, y = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([1.0, 2.0])
+    outer = diloco.nesterov(0.5)
+    state = diloco.eager_init(jnp.zeros(2), outer, 2)
+    replicas = state.params
+    expected = [
+        [[3 / 8, 0], [0, 3 / 2]],
+        [[43 / 64, 3 / 2], [3 / 8, 1]],
+        [[443 / 512, 1], [43 / 64, 1]],
+    ]
+    for theta in expected:
+        replicas -= 0.5 * x * (jnp.sum(x * replicas, axis=1) - y)[:, None]
+        state, replicas = diloco.eager_step(state, replicas, outer, lr=1.0)
+        np.testing.assert_array_equal(state.params, theta)
+
+
+def test_the_mean_of_eager_replicas_is_one_outer_sgd_of_the_mean_gradients():
+    """By linearity, with Delta(t) / M + (1 - 1/M) Delta(t-1); and only what arrives of the others is used of them."""
+    outer, moves = diloco.nesterov(0.9), RNG.normal(size=(4, 3, 5)).astype(np.float32)
+    state = diloco.eager_init(jnp.zeros(5), outer, 3)
+    theta, velocity, before = np.zeros(5), np.zeros(5), np.zeros(5)
+    for delta in moves:
+        state, _ = diloco.eager_step(state, state.params - delta, outer, exchange=lambda d: 2 * d, lr=0.3)
+        mixed = delta.mean(0) / 3 + 2 * (1 - 1 / 3) * before
+        velocity, before = 0.9 * velocity + mixed, delta.mean(0)
+        theta -= 0.3 * (mixed + 0.9 * velocity)
+    np.testing.assert_allclose(state.params.mean(0), theta, rtol=1e-4, atol=1e-5)
+
+
+def test_a_change_under_way_is_applied_to_the_parameters_it_was_taken_from():
+    """Overlap: sent, two more inner steps, received. theta = 4, replicas at 3 and 1: Delta = 2; they go on to 2 and 0;
+    lr 1: theta = 2, and mixed half and half the replicas are 2 and 1."""
+    outer = diloco.nesterov(0.0)
+    state = diloco.init(jnp.array([4.0]), outer)
+    delta = diloco.outer_gradient(state.params, jnp.array([[3.0], [1.0]]))
+    state, replicas = diloco.apply(state, jnp.array([[2.0], [0.0]]), delta, outer, mix=0.5, lr=1.0)
+    np.testing.assert_array_equal(state.params, [2.0])
+    np.testing.assert_array_equal(replicas, [[2.0], [1.0]])

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from jaxlab.config import InputError
 from jaxlab.model.decoder import Decoder
 from jaxlab.model.families import SIZES, model
 from jaxlab.optim.inner import adamw
-from jaxlab.train.build import initial_state
+from jaxlab.train.build import initial_params, initial_state
 from tests import tiny
 from tests.train.devices import CASES, CONTEXT, SEQUENCES, groups
 
@@ -98,8 +99,10 @@ def test_every_family_has_a_rule_for_every_parameter():
     for family, sizes in SIZES.items():
         c = FrozenConfigDict(model(family, next(iter(sizes))))
         decoder = Decoder(c)
-        init = initial_state(decoder, adamw(b1=0.9, b2=0.99, eps=1e-8), replicas=1)
-        shapes = jax.eval_shape(init, np.uint32(0))
+        optimiser = adamw(b1=0.9, b2=0.99, eps=1e-8)
+        shapes = jax.eval_shape(
+            initial_state(optimiser, replicas=1), jax.eval_shape(partial(initial_params, decoder), np.uint32(0))
+        )
         mesh = parallel.mesh(1, 1, 1)
         shardings = parallel.state_shardings(shapes, mesh, replicas=1, fsdp=True)
         specs = dict(parallel.table(shardings))

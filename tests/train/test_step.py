@@ -12,7 +12,7 @@ from ml_collections import FrozenConfigDict
 from jaxlab.config import default
 from jaxlab.model.decoder import Decoder
 from jaxlab.optim.inner import adamw
-from jaxlab.train.build import initial_state, objective
+from jaxlab.train.build import initial_params, initial_state, objective
 from jaxlab.train.state import State
 from jaxlab.train.step import accumulate, inner_steps
 from tests.quick import OPTIONS
@@ -25,12 +25,13 @@ OPTIMISER = adamw(b1=0.9, b2=0.99, eps=1e-8, clip=1.0)
 STEP = jax.jit(inner_steps(LOSS, OPTIMISER, spmd_axis_name="replica"), donate_argnums=0, compiler_options=OPTIONS)
 
 
-START = {m: jax.jit(initial_state(MODEL, OPTIMISER, replicas=m), compiler_options=OPTIONS) for m in (1, 2)}
+PARAMS = jax.jit(initial_params, static_argnums=0, compiler_options=OPTIONS)(MODEL, 0)
+START = {m: jax.jit(initial_state(OPTIMISER, replicas=m), compiler_options=OPTIONS) for m in (1, 2)}
 GRADIENT = jax.jit(jax.grad(LOSS, has_aux=True), compiler_options=OPTIONS)
 
 
 def start(replicas=1):
-    return START[replicas](0)
+    return START[replicas](PARAMS)
 
 
 def batches(*shape, seed=0):
@@ -184,7 +185,7 @@ def test_state_is_three_times_the_parameters_and_reused():
 
 @pytest.mark.parametrize("shape", [(1, 1, 2, 2), (3, 2, 2, 2)], ids=["one step", "steps, replicas, micro-batches"])
 def test_the_program_overwrites_all_of_its_state(shape):
-    state = jax.eval_shape(START[shape[1]], 0)
+    state = jax.eval_shape(START[shape[1]], PARAMS)
     tokens, n = jax.ShapeDtypeStruct((*shape, 13), jnp.int32), jax.ShapeDtypeStruct((shape[0],), jnp.float32)
     memory = STEP.lower(state, tokens, {"lr": n, "decay": n}, jax.ShapeDtypeStruct((), jnp.int32)).compile()
     assert memory.memory_analysis().alias_size_in_bytes == sum(

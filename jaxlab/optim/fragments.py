@@ -1,0 +1,111 @@
+"""Streaming DiLoCo's fragments (2501.18512): which parameters are synchronised together, and after which steps.
+
+A fragment is a tree of the parameters' structure that says what belongs to it. Leaves below one key (`blocks`) have a
+leading axis of stacked layers: theirs are int arrays of layers, or False for none. All others are True or False, whole.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+SPLITS = ("strided", "sequential", "balanced")
+
+
+def fragments(params: Any, count: int, how: str = "strided", stacked: str = "blocks") -> list[Any]:
+    """`count` fragments of `params` (arrays or their shapes): for each, the tree of what belongs to it.
+
+    how: `strided` (layer l in fragment l mod count, the paper's choice) or `sequential` (runs of layers), both with
+    everything outside the layers in the first fragment; or `balanced` by bytes: layers and other leaves, the largest
+    first, each to the lightest fragment. Raises ValueError for an unknown `how` and for more fragments than layers
+    (balanced: than layers and other leaves).
+    """
+    layers, others = _sizes(params, stacked)
+    units = layers | others if how == "balanced" else layers
+    if how not in SPLITS:
+        raise ValueError(f"how={how!r}: must be one of {', '.join(SPLITS)}")
+    if not 1 <= count <= len(units):
+        raise ValueError(f"count={count}: must be 1 to {len(units)} for {how} fragments of {len(layers)} layers")
+    if how == "balanced":
+        home = _balanced(units, count)
+    else:
+        layer_home = (lambda i: i % count) if how == "strided" else (lambda i: i * count // len(layers))
+        home = {i: layer_home(i) for i in layers} | dict.fromkeys(others, 0)
+
+    def fragment(p):
+        own = np.array([i for i in layers if home[i] == p])
+        whole = own if len(own) else False
+        belongs = lambda path, _: whole if path[0].key == stacked else home[path] == p  # noqa: E731
+        return jax.tree_util.tree_map_with_path(belongs, params)
+
+    return [fragment(p) for p in range(count)]
+
+
+def take(tree: Any, fragment: Any, axis: int = 0) -> Any:
+    """The leaves of a fragment, layers cut out along `axis` (1 for replicas); None where nothing belongs to it."""
+
+    def cut(own, leaf):
+        if isinstance(own, np.ndarray):
+            return leaf[(slice(None),) * axis + (own,)]
+        return leaf if own else None
+
+    return jax.tree.map(cut, fragment, tree)
+
+
+def put(tree: Any, fragment: Any, part: Any, axis: int = 0) -> Any:
+    """The tree with a fragment's leaves replaced by those of `part`."""
+
+    def replaced(own, leaf, new):
+        if isinstance(own, np.ndarray):
+            return leaf.at[(slice(None),) * axis + (own,)].set(new)
+        return new if own else leaf
+
+    return jax.tree.map(replaced, fragment, tree, part)
+
+
+def due(step: int, sync_every: int, count: int) -> list[int]:
+    """Fragments to synchronise after inner step `step` (from 1): fragment p at multiples of H plus its offset p H / P,
+    so that communication spreads evenly over a round.
+
+    2501.18512 has the offset with both signs; this is the sign of its example (H = 100, P = 2: the second fragment at
+    150, not 50), so that none is synchronised before H steps of its own, and its first round is longer by its offset.
+    """
+    offsets = [p * sync_every // count for p in range(count)]
+    return [p for p, offset in enumerate(offsets) if step - offset >= sync_every and (step - offset) % sync_every == 0]
+
+
+def events(step: int, *, sync_every: int, fragments: int, overlap: int = 0, last: bool = False) -> list[tuple]:
+    """What happens after inner step `step` (from 1), in order: ("sync" | "send" | "receive", fragment) pairs.
+
+    A fragment that is due is synchronised at once or, with `overlap` = tau > 0, sent, and received tau steps later;
+    what arrives precedes what leaves. After the `last` step everything under way is received, in the order it was
+    sent, and every fragment synchronised, since each has been trained since it was last sent: no trailing part of a
+    round is lost. A function of its arguments alone: a run that resumes in mid-round asks the same again.
+    Raises ValueError unless 1 <= fragments <= sync_every and 0 <= overlap < sync_every.
+    """
+    if not 1 <= fragments <= sync_every:
+        raise ValueError(f"fragments={fragments}: must be 1 to sync_every={sync_every}")
+    if not 0 <= overlap < sync_every:
+        raise ValueError(f"overlap={overlap}: must be 0 or more steps, and below sync_every={sync_every}")
+    sent = range(step - overlap, step if last else step - overlap + 1) if overlap else ()
+    arriving = [("receive", p) for s in sent for p in due(s, sync_every, fragments)]
+    leaving = range(fragments) if last else due(step, sync_every, fragments)
+    return arriving + [("send" if overlap and not last else "sync", p) for p in leaving]
+
+
+def _sizes(params: Any, stacked: str) -> tuple[dict, dict]:
+    """Bytes of ({layer: bytes}, {path of any other leaf: bytes})."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    size = {path: leaf.size * leaf.dtype.itemsize for path, leaf in leaves}
+    count = next(leaf.shape[0] for path, leaf in leaves if path[0].key == stacked)
+    layer = sum(size[path] for path in size if path[0].key == stacked) // count
+    return dict.fromkeys(range(count), layer), {p: b for p, b in size.items() if p[0].key != stacked}
+
+
+def _balanced(sizes: dict, count: int) -> dict:
+    """{unit: fragment}, greedy: the largest unit left to the lightest fragment; equals in their order."""
+    home, load = {}, [0] * count
+    for unit in sorted(sizes, key=sizes.get, reverse=True):
+        home[unit] = int(np.argmin(load))
+        load[home[unit]] += sizes[unit]
+    return home
