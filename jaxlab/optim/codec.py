@@ -23,8 +23,7 @@ def encode(x: jax.Array, codec: str) -> dict[str, jax.Array]:
     """What goes over the wire for x [M, ..., n]: {"values"} and, for int8 and e3m0, {"scale": float32 [M, ..., 1]}.
 
     values: float32; the bits of bfloat16 as uint16; int8; or uint8 [M, ..., ceil(n / 2)] for e3m0, two neighbours a
-    byte, the first in the low half.
-    The leading axis is never encoded across: x [M] is taken as [M, 1]. Rows with NaN or infinity have such a scale.
+    byte, the first in the low half. x [M] is taken as [M, 1]: replicas are never encoded together.
     Raises ValueError for an unknown codec.
     """
     _check(codec)
@@ -35,7 +34,7 @@ def encode(x: jax.Array, codec: str) -> dict[str, jax.Array]:
         return {"values": lax.bitcast_convert_type(short, jnp.uint16)}
     x = x[:, None] if x.ndim == 1 else x
     scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True).astype(jnp.float32)
-    units = x / jnp.where(scale == 0, 1, scale) * LARGEST[codec]
+    units = x / scale * LARGEST[codec]  # NaN in a row of zeros, whose codes do not matter: they are multiplied by 0
     return {"values": jnp.round(units).astype(jnp.int8) if codec == "int8" else _pack(_e3m0(units)), "scale": scale}
 
 

@@ -70,8 +70,7 @@ def due(step: int, sync_every: int, count: int) -> list[int]:
     2501.18512 has the offset with both signs; this is the sign of its example (H = 100, P = 2: the second fragment at
     150, not 50), so that none is synchronised before H steps of its own, and its first round is longer by its offset.
     """
-    offsets = [p * sync_every // count for p in range(count)]
-    return [p for p, offset in enumerate(offsets) if step - offset >= sync_every and (step - offset) % sync_every == 0]
+    return [p for p in range(count) if step >= sync_every and step % sync_every == p * sync_every // count]
 
 
 def events(step: int, *, sync_every: int, fragments: int, overlap: int = 0, last: bool = False) -> list[tuple]:

@@ -22,7 +22,7 @@ from jaxlab.train.plan import Call, crossed
 from jaxlab.train.state import Clock, State
 
 # What members may differ in: their seeds and hyper-parameters.
-OWN_KEYS = ("seed", "schedule", "optim.weight_decay", "optim.decay")
+OWN_KEYS = ("seed", "schedule", "optim.weight_decay", "optim.decay", "diloco.outer_lr")
 
 
 @dataclass
@@ -103,11 +103,12 @@ class _Fed:
 def _steps(members: list[Member], states: State, clock: Clock, stopping) -> tuple[State | None, Clock]:
     """All steps that are left and what is due between them, as `loop.steps` takes them for one run."""
     program, config = members[0].run.program, members[0].run.config
+    outer_lrs = np.float32([member.run.config.diloco.outer_lr for member in members])
     together = jax.jit(jax.vmap(program.inner_steps, in_axes=(0, 0, 0, None)), donate_argnums=0)
 
     @partial(jax.jit, static_argnums=1, donate_argnums=0)
     def meet(states, event):
-        return jax.vmap(lambda state: program.rounds.apply(state, event, config.diloco.outer_lr))(states)
+        return jax.vmap(lambda state, lr: program.rounds.apply(state, event, lr))(states, outer_lrs)
 
     meter = Meter(flops.training_per_token(program.model.c, config.batch.context), peak_flops(program.mesh)[0])
     pending = None

@@ -51,7 +51,7 @@ class Rounds:
 
     def apply(self, state: State, event: tuple, lr) -> tuple[State, dict]:
         """The state after an event, and metrics: of what replicas send, "delta_norm" (root mean square over replicas)
-        and "cosine" (mean product of two replicas' changes over the mean square of one)."""
+        and, of a plain mean, "cosine" (mean product of two replicas' changes over the mean square of one)."""
         what, index = event
         part, fragment = self._parts[index], state.outer[index]
         replicas = take(state.params, part, axis=1)
@@ -63,17 +63,18 @@ class Rounds:
         if self._d.eager:
             before = fragment.outer.params
             outer, new = diloco.eager_step(fragment.outer, replicas, self._optimiser, exchange=self._exchange, lr=lr)
-            return Fragment(outer), new, agreement(jax.tree.map(jnp.subtract, before, replicas))
+            return Fragment(outer), new, agreement(diloco.changes(before, replicas), outer.others)
         fragment, replicas, metrics = self._send(fragment, replicas, lr)
         return *self._receive(fragment, replicas, lr)[:2], metrics
 
     def _send(self, fragment, replicas, lr):
         del lr
-        theta = fragment.outer.params
+        theta, m = fragment.outer.params, self._replicas
         average = getattr(diloco, self._d.average)
         delta = diloco.outer_gradient(theta, replicas, average=average, exchange=self._exchange)
-        deltas = jax.tree.map(lambda t, r: t - r, theta, replicas)
-        return fragment._replace(sent=delta), replicas, agreement(deltas)
+        deltas = diloco.changes(theta, replicas)
+        others = jax.tree.map(lambda mean, d: mean - d / m, delta, deltas) if self._d.average == "mean" else None
+        return fragment._replace(sent=delta), replicas, agreement(deltas, others)
 
     def _receive(self, fragment, replicas, lr):
         optimiser, mix = self._optimiser, self._d.mix
@@ -114,16 +115,15 @@ class Rounds:
         return ", ".join([usual, *(text for text, wanted in variants.items() if wanted)])
 
 
-def agreement(deltas) -> dict[str, jax.Array]:
-    """{"delta_norm", "cosine"} of trees with a leading replica axis; the sums over replicas are scalars but for one
-    average, so that nothing large crosses the replica axis. No cosine for one replica."""
+def agreement(deltas, others) -> dict[str, jax.Array]:
+    """{"delta_norm", "cosine"} of changes Delta_m [M, ...]. others: the sum over m' != m of Delta_m' / M,
+    which replicas know once they have met, so that only numbers cross the replica axis; None, or one replica: no cosine."""
     leaves = jax.tree.leaves(deltas)
     m = leaves[0].shape[0]
     square = sum(jnp.sum(d * d) for d in leaves) / m
-    if m == 1:
+    if m == 1 or others is None:
         return {"delta_norm": jnp.sqrt(square)}
-    of_mean = sum(jnp.sum(d.mean(0) ** 2) for d in leaves)
-    product = (m * of_mean - square) / (m - 1)
+    product = sum(jnp.sum(d * o) for d, o in zip(leaves, jax.tree.leaves(others), strict=True)) / (m - 1)
     return {"delta_norm": jnp.sqrt(square), "cosine": product / jnp.where(square == 0, 1, square)}
 
 

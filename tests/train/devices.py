@@ -40,27 +40,43 @@ EVALUATED = ((1, 1, 1), (1, 4, 2))
 
 def measure(data: dict, replicas: int, mesh: tuple, fsdp: bool) -> dict:
     """Losses of all steps, and what the compiled program says about one device."""
-    config = tiny.config(data | SHAPE, replicas=replicas, mesh__fsdp=fsdp)
+    config = tiny.config(data | SHAPE, replicas=replicas, mesh__fsdp=fsdp, diloco__sync_every=2 * (replicas > 1))
     config.mesh.replica, config.mesh.data, config.mesh.tensor = mesh
     run = build(config)
     text, memory = run.program.compiled.as_text(), run.program.compiled.memory_analysis()
     state, losses = run.program.init(0), []
     for call in run.calls(Clock()):
-        state, metrics = run.program.step(state, run.arguments(call))
+        state, metrics = run.step(state, call, run.arguments(call))
         losses.append(float(np.mean(jax.device_get(metrics["loss"]))))
     return {
         "losses": losses,
         "argument_bytes": memory.argument_size_in_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
         "state_bytes": sum(x.nbytes for x in jax.tree.leaves(state)),
+        "common_bytes": sum(x.nbytes for x in jax.tree.leaves(state.outer)),
         "dots": dot_shapes(text),
         "collectives": collectives(text),
+        "meeting": meeting(run.program),
         "shards": {
             parallel.path_name(path): (x.shape, x.addressable_shards[0].data.shape, str(tuple(x.sharding.spec)))
             for path, x in jax.tree_util.tree_leaves_with_path(state)
         },
         "loss": run.evaluate(state)["loss"] if mesh in EVALUATED else None,
     }  # fmt: skip
+
+
+def meeting(program) -> dict | None:
+    """Collectives of the compiled outer step, and the bytes of float32 parameters on a device."""
+    if not program.rounds:
+        return None
+    lr = jax.ShapeDtypeStruct((), np.float32)
+    text = program.meet.lower(program.abstract_state(), ("sync", 0), lr).compile().as_text()
+    held = [x.sharding.shard_shape(x.shape)[1:] for x in jax.tree.leaves(program.abstract_state().params)]
+    return {
+        "collectives": collectives(text),
+        "bytes": 4 * sum(int(np.prod(shape)) for shape in held),
+        "leaves": len(held),
+    }
 
 
 def dot_shapes(text: str) -> list[list[list[int]]]:
@@ -80,13 +96,16 @@ def dot_shapes(text: str) -> list[list[list[int]]]:
 
 
 def collectives(text: str) -> list[dict]:
-    """{"name", "groups"} of every collective: the groups of devices (positions in the mesh) that exchange."""
+    """{"name", "groups", "bytes"} of every collective: the groups of devices (positions in the mesh) that exchange, and
+    the size of what it leaves on a device."""
     found = []
     for line in text.splitlines():
         kind = re.search(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", line)
         if not kind:
             continue
-        found.append({"name": kind[1], "groups": groups(line)})
+        shapes = re.findall(r"\b[fsu](\d+)\[([\d,]*)\]", line[: kind.start()])
+        size = sum(int(bits) // 8 * int(np.prod(numbers(dims))) for bits, dims in shapes)
+        found.append({"name": kind[1], "groups": groups(line), "bytes": size})
     return found
 
 

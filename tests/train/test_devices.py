@@ -78,7 +78,9 @@ def test_every_device_holds_its_share_of_the_state(results, name):
     batch = SEQUENCES * (CONTEXT + 1) * 4
     assert results[name]["argument_bytes"] <= total + batch + 1024
     if fsdp and "tensor" not in name:
-        assert total <= 1.1 * results[name]["state_bytes"] / 8 * (2 if name == "replica 2 x data 4" else 1)
+        copies = 2 if name == "replica 2 x data 4" else 1
+        common = results[name]["common_bytes"]  # there on both replicas
+        assert total <= 1.1 * (results[name]["state_bytes"] * copies + common) / 8
 
 
 def test_activations_are_shared_out(results):
@@ -92,6 +94,15 @@ def test_replicas_exchange_nothing(results):
     crossing = [c for c in found if any(len({device // 4 for device in group}) > 1 for group in c["groups"])]
     assert len(found) - len(crossing) > 5
     assert crossing == []
+
+
+def test_a_meeting_sends_the_parameters_once(results):
+    """Across replicas goes each device's share of one float32 outer gradient, and two numbers about each parameter."""
+    meeting = results["2 replicas on replica 2 x data 4"]["meeting"]
+    crossing = [c for c in meeting["collectives"] if any(len({d // 4 for d in group}) > 1 for group in c["groups"])]
+    assert {c["name"] for c in crossing} == {"all-reduce"}
+    assert 0 <= sum(c["bytes"] for c in crossing) - meeting["bytes"] <= 2 * 4 * meeting["leaves"]
+    assert results["2 replicas on 1 device"]["meeting"]["collectives"] == []
 
 
 def test_every_family_has_a_rule_for_every_parameter():

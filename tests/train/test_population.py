@@ -19,10 +19,12 @@ SHORT = {
     "tokens": 8_192,
     "evaluate__every_tokens": 4_096,
     "checkpoint__every_tokens": 2_048,
+    "replicas": 2,
+    "diloco__sync_every": 3,
 }
 MEMBERS = {
     "slow": {"schedule__peak_lr": 1e-3},
-    "other seed": {"schedule__peak_lr": 1e-2, "seed": 1},
+    "other seed": {"schedule__peak_lr": 1e-2, "seed": 1, "diloco__outer_lr": 0.9},
     "diverging": {"schedule__peak_lr": 1e30},
 }
 

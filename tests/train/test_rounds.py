@@ -131,7 +131,8 @@ def test_rows_tell_what_was_sent(trained):
         [5, 7, 10, 12, 15, 16] if run.config.diloco.fragments > 1 else [5, 10, 15, 16]
     )
     sent = [row for row in rows if row["sent_bytes"]]
-    assert all(-1 <= row["cosine"] <= 1 and row["delta_norm"] > 0 for row in sent)
+    assert all(row["delta_norm"] > 0 for row in sent)
+    assert all(-1 <= row["cosine"] <= 1 for row in sent) if run.config.diloco.eager else "cosine" not in sent[0]
     assert sent[-1]["sent_bytes"] == codec.sent_bytes(newest_params(run, workdir), run.config.diloco.codec)
 
 
@@ -177,10 +178,10 @@ def test_agreement_is_the_mean_of_all_pairs():
     deltas = {"a": np.random.default_rng(0).normal(size=(3, 4, 5)), "b": np.random.default_rng(1).normal(size=(3, 7))}
     flat = np.concatenate([d.reshape(3, -1) for d in deltas.values()], axis=1)
     products = flat @ flat.T
-    found = agreement(jax.tree.map(np.float32, deltas))
+    found = agreement(jax.tree.map(np.float32, deltas), jax.tree.map(lambda d: np.float32((d.sum(0) - d) / 3), deltas))
     np.testing.assert_allclose(found["delta_norm"], np.sqrt(np.trace(products) / 3), rtol=1e-6)
     pairs = (products.sum() - np.trace(products)) / 6
     np.testing.assert_allclose(found["cosine"], pairs / (np.trace(products) / 3), rtol=1e-4)
-    same = agreement({"a": np.ones((4, 3), np.float32)})
+    same = agreement({"a": np.ones((4, 3), np.float32)}, {"a": np.full((4, 3), 0.75, np.float32)})
     np.testing.assert_allclose(same["cosine"], 1, rtol=1e-6)
-    assert set(agreement({"a": np.ones((1, 3), np.float32)})) == {"delta_norm"}
+    assert set(agreement({"a": np.ones((1, 3), np.float32)}, {"a": np.zeros((1, 3), np.float32)})) == {"delta_norm"}
