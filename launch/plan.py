@@ -1,5 +1,10 @@
-"""What published laws say of a run before it is made: python -m launch.plan diloco --params=1.3e9 --replicas=4"""
+"""What published laws say of a run before it is made:
 
+python -m launch.plan diloco --params=1.3e9 --replicas=4
+python -m launch.plan precision --params=1e9 --tokens=1e12
+"""
+
+import inspect
 import math
 
 from absl import flags
@@ -10,10 +15,13 @@ from jaxlab.config import InputError
 from jaxlab.cost import wallclock as cost
 from launch import entry
 
-_PARAMS = flags.DEFINE_float("params", None, "parameters N")
+_PARAMS = flags.DEFINE_float("params", None, "parameters N; for precision those of the blocks' linears")
 _REPLICAS = flags.DEFINE_integer("replicas", 1, "replicas M; 0: data-parallel alone")
 _TOKENS_PER_PARAM = flags.DEFINE_float("tokens_per_param", 20.0, "training tokens D / N")
 _CHIPS = flags.DEFINE_integer("chips", None, "chips in all; left out: one for 4,096 tokens of the batch")
+_TOKENS = flags.DEFINE_float("tokens", None, "training tokens D")
+_BLOCK = flags.DEFINE_float("block", 128.0, "elements that share one scale, B")
+FLAGS = (_PARAMS, _REPLICAS, _TOKENS_PER_PARAM, _CHIPS, _TOKENS, _BLOCK)  # named as what the plans take
 WIDTH = 120  # tables are wider than a pipe is said to be
 SEQUENCE = 2_048  # tokens, in every run behind the laws
 BUSY = 0.9  # compute utilisation to reach
@@ -36,13 +44,19 @@ LINES = (  # (quantity, source) of the strings of `diloco_column`, in their orde
     ("Gbit a site sends at a sync", "16 bits a parameter; with M < 2 in every step"),
     (f"Gbit/s for a utilisation of {BUSY:.0%}", "simulated, 0.1 to 1,000 Gbit/s"),
 )  # fmt: skip
+BITS = (3, 4, 5, 6, 8, 10, 12, 16)  # of the formats that are compared
 
 
 def main(words: list[str], console: Console) -> int:
-    actions = {"diloco": diloco}
-    if len(words) != 1 or words[0] not in actions:
-        raise InputError(f"{' '.join(words) or 'no plan'}: say one of {', '.join(actions)}")
-    table = actions[words[0]](_PARAMS.value, _REPLICAS.value, _TOKENS_PER_PARAM.value, _CHIPS.value)
+    plans = {"diloco": diloco, "precision": precision}
+    if len(words) != 1 or words[0] not in plans:
+        raise InputError(f"{' '.join(words) or 'no plan'}: say one of {', '.join(plans)}")
+    plan = plans[words[0]]
+    takes = inspect.signature(plan).parameters
+    for flag in FLAGS:
+        if flag.present and flag.name not in takes:
+            raise InputError(f"--{flag.name}: {words[0]} takes --{', --'.join(takes)}")
+    table = plan(**{flag.name: flag.value for flag in FLAGS if flag.name in takes})
     Console(width=max(console.width, WIDTH)).print(table)
     return 0
 
@@ -52,9 +66,7 @@ def diloco(params: float, replicas: int, tokens_per_param: float = 20.0, chips: 
 
     InputError: a value out of range.
     """
-    for name, value in (("params", params), ("tokens_per_param", tokens_per_param)):
-        if value is None or not 0 < value < math.inf:
-            raise InputError(f"--{name}={value}: must be above 0 and finite")
+    _check(params=params, tokens_per_param=tokens_per_param)
     if replicas < 0:
         raise InputError(f"--replicas={replicas}: must be 0, which is data-parallel, or above")
     if chips is not None and chips < max(replicas, 1):
@@ -103,6 +115,51 @@ def diloco_column(params: float, replicas: int, tokens: float, tokens_per_chip: 
         f"{cost.peak_bits(run, params) / 1e9:,.4g}",
         f"{cost.required_bandwidth(run, params, compute, BUSY) / 1e9:,.4g}",
     ]
+
+
+def _check(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is None or not 0 < value < math.inf:
+            raise InputError(f"--{name}={value}: must be above 0 and finite")
+
+
+def precision(params: float, tokens: float, block: float = 128.0) -> Table:
+    """Loss and critical data size of a run by format, under the Capybara law (Sun et al. 2501.02423).
+
+    InputError: a value out of range.
+    """
+    _check(params=params, tokens=tokens)
+    if not 1 < block < math.inf:
+        raise InputError(f"--block={block}: must be above 1, at which the law has no penalty, and finite")
+    from jaxlab.laws import floating_point as laws  # imports jax: after bad input has been refused
+
+    p = laws.CAPYBARA_CONSTANTS
+    run = {"N": params, "D": tokens, "B": block}
+    best = float(laws.precision_at_tokens(p, tokens, block))
+    columns = "format, bits, loss (nats a token), of it precision, worth parameters, critical tokens, D / critical"
+    table = Table(*columns.split(", "), title=f"{params:.4g} parameters, {tokens:.4g} tokens, blocks of {block:g}")
+    table.title_justify = "left"
+    for P in BITS:
+        E, M = laws.integer_layout(p, P)
+        table.add_row(f"E{E}M{M}", f"{P}", *precision_row(run, E, M))
+    table.caption = (
+        f"compute-optimal at this D: {best:.2f} bits, if bits x N x D is the cost; beyond the critical tokens more "
+        "data raise the loss; law of 2501.02423 for weights and the activations of weight gradients quantised, fitted "
+        "at 41M to 679M parameters, 10B to 105B tokens, 3 to 10 bits: elsewhere an extrapolation"
+    )
+    return table
+
+
+def precision_row(run: dict, E: int, M: int) -> list[str]:
+    """The numbers of one format at N, D and B; it is worth as many parameters as reach its loss without a penalty."""
+    from jaxlab.laws import floating_point as laws
+
+    p = laws.CAPYBARA_CONSTANTS
+    loss = laws.CAPYBARA(p, run | {"E": E, "M": M})
+    penalty = loss - laws.BASE(p, run)
+    worth = (run["N"] ** -p["alpha"] + penalty / p["n"]) ** (-1 / p["alpha"])
+    critical = laws.critical_tokens(p, run["N"], E, M, run["B"])
+    return [f"{loss:.4f}", f"{penalty:.4f}", f"{worth:.3g}", f"{critical:.4g}", f"{run['D'] / critical:.2g}"]
 
 
 if __name__ == "__main__":

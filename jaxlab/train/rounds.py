@@ -116,8 +116,8 @@ class Rounds:
 
 
 def agreement(deltas, others) -> dict[str, jax.Array]:
-    """{"delta_norm", "cosine"} of changes Delta_m [M, ...]. others: the sum over m' != m of Delta_m' / M,
-    which replicas know once they have met, so that only numbers cross the replica axis; None, or one replica: no cosine."""
+    """{"delta_norm", "cosine"} of changes Delta_m [M, ...]. others: the sum over m' != m of Delta_m' / M, which they
+    know once they have met: only numbers cross the replica axis. With one replica, or None: no cosine."""
     leaves = jax.tree.leaves(deltas)
     m = leaves[0].shape[0]
     square = sum(jnp.sum(d * d) for d in leaves) / m

@@ -1,4 +1,4 @@
-"""The plan of a DiLoCo run: the published laws at nine sizes, its times, and bad input."""
+"""Plans: of a DiLoCo run the published laws at nine sizes and its times, of precision the critical data sizes."""
 
 import io
 
@@ -60,6 +60,23 @@ def test_given_chips_are_this_run_s_and_data_parallel_s_in_proportion():
     assert next(row[1:3] for row in rows if row[0] == "chips") == ("64", "16")
 
 
+def test_precision_of_a_1b_model():
+    """Published critical data sizes at 1B parameters: 0.4T tokens in FP4, 27T in FP8, 1730T in BF16 (2501.02423); at
+    1T tokens 5.18 bits are compute-optimal, which its closed form gives by hand."""
+    table = plan.precision(1e9, 1e12)
+    rows = {row[0]: row for row in zip(*(c.cells for c in table.columns), strict=True)}
+    critical = [float(rows[f][5]) / 1e12 for f in ("E2M1", "E4M3", "E8M7")]
+    assert [round(critical[0], 1), round(critical[1]), round(critical[2], -1)] == [0.4, 27, 1730]
+    assert "5.18 bits" in table.caption
+    for (
+        row
+    ) in rows.values():  # the whole model at the base law's loss: 69.2343 / N^0.2368 + 68973.0621 / D^0.5162 + ...
+        worth = 69.2343 / float(row[4]) ** 0.2368 + 68973.0621 / 1e12**0.5162 + 1.9061
+        assert worth == pytest.approx(float(row[2]), abs=2e-3)  # N is printed to three digits
+    smaller_blocks = next(iter(plan.precision(1e9, 1e12, 32.0).columns[5].cells))
+    assert float(smaller_blocks) > float(rows["E1M1"][5])
+
+
 def test_bad_input():
     for kind in ([], ["dilco"], ["diloco", "more"]):
         with pytest.raises(InputError, match="say one of diloco"):
@@ -75,6 +92,13 @@ def test_bad_input():
     ):
         with pytest.raises(InputError, match=message):
             plan.diloco(*arguments)
+    for arguments, message in (
+        ((1e9, None), "--tokens=None: must be above 0"),
+        ((0.0, 1e12), "--params=0.0: must be above 0"),
+        ((1e9, 1e12, 1.0), "--block=1.0: must be above 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            plan.precision(*arguments)
 
 
 def test_the_command():
@@ -82,6 +106,8 @@ def test_the_command():
     assert done.returncode == 0, done.stderr
     assert "2^-11.5" in done.stdout
     assert "524,288" in done.stdout
+    refused = tiny.launch("plan", "precision", "--params=1e9", "--tokens=1e12", "--chips=4")
+    assert refused.stderr == "error: --chips: precision takes --params, --tokens, --block\n"
     refused = tiny.launch("plan", "diloco", "--params=-1")
     assert refused.returncode == 2
     assert refused.stderr == "error: --params=-1.0: must be above 0 and finite\n"
