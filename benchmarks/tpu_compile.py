@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("--micro_tokens", type=int, default=0)
     parser.add_argument("--mesh", default="1,-1,1", help="replica,data,tensor")
     parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--sync_every", type=int, default=0, help="DiLoCo: the outer step is compiled too")
+    parser.add_argument("--codec", default="float32", help="DiLoCo: what replicas send")
     parser.add_argument("--compute", action="append", default=[], help="key=value of config.compute")
     args = parser.parse_args()
 
@@ -41,6 +43,7 @@ def main() -> None:
     config.batch.update(tokens=args.batch_tokens, context=args.context, micro_tokens=args.micro_tokens)
     config.tokens = max(config.tokens, args.batch_tokens)
     config.replicas = args.replicas
+    config.diloco.update(sync_every=args.sync_every, codec=args.codec)
     for option in args.compute:
         key, value = option.split("=")
         config.compute[key] = type(config.compute[key])(value)
@@ -52,6 +55,12 @@ def main() -> None:
     began = time.monotonic()
     compiled = made.compiled
     report(made, compiled, time.monotonic() - began)
+    if made.rounds:
+        began = time.monotonic()
+        lr = jax.ShapeDtypeStruct((), "float32")
+        compiled = made.meet.lower(made.abstract_state(), ("sync", 0), lr).compile()
+        print("\nthe outer step:")
+        report(made, compiled, time.monotonic() - began)
 
 
 def report(made, compiled, seconds: float) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxlab.config import InputError
@@ -44,7 +45,9 @@ def start(processes: str) -> bool:
 def mesh(replica: int, data: int, tensor: int, devices: list | None = None) -> Mesh:
     """Mesh of the devices (default: all of jax.devices()), or of the first replica * data * tensor of them.
 
-    data = -1 takes what is left. Raises InputError where the devices do not suffice or do not divide.
+    data = -1 takes what is left. Several TPU slices, between which the network is slow, are apart along `replica`, or
+    along `data` where replicas do not share them out. Raises InputError where the devices do not suffice or do not
+    divide.
     """
     devices = jax.devices() if devices is None else devices
     if data == -1:
@@ -54,7 +57,16 @@ def mesh(replica: int, data: int, tensor: int, devices: list | None = None) -> M
     needed = replica * data * tensor
     if needed > len(devices) or data < 1:
         raise InputError(f"mesh {replica} x {data} x {tensor}: needs {needed} devices, {len(devices)} available")
-    return jax.make_mesh((replica, data, tensor), AXES, devices=devices[:needed], axis_types=(AxisType.Auto,) * 3)
+    shape, devices = (replica, data, tensor), devices[:needed]
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+    if replica % slices and data % slices:
+        raise InputError(f"mesh {replica} x {data} x {tensor}: the {slices} slices divide neither replica nor data")
+    between = (1, slices, 1) if replica % slices else (slices, 1, 1)
+    within = [size // apart for size, apart in zip(shape, between, strict=True)]
+    grid = mesh_utils.create_hybrid_device_mesh(within, between, devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def batch_axes(replicas: int):
