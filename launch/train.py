@@ -8,6 +8,9 @@ from absl import flags
 from launch import entry
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: checkpoints, metrics, figure")
+_FROM = flags.DEFINE_string(
+    "start_from", "", "workdir of another run whose parameters this one starts with (of DiLoCo, the global ones)"
+)
 _RULES = flags.DEFINE_bool("print_sharding", False, "print where every parameter lives, and exit")
 _PROCESSES = flags.DEFINE_string(
     "processes", "", "for a run over several hosts: auto (Cloud TPU, Slurm), or HOST:PORT,INDEX,COUNT"
@@ -17,6 +20,7 @@ flags.register_validator("workdir", bool, message="name the folder of the run, a
 
 def main(config, console) -> int:
     from jaxlab import parallel  # a second of imports, after the flags have been read
+    from jaxlab.interop.workdir import go_on_from
     from jaxlab.train.build import build
     from jaxlab.train.checkpoint import NonFinite, SaveFailed
     from jaxlab.train.loop import train
@@ -29,6 +33,8 @@ def main(config, console) -> int:
         for path, spec in parallel.table(run.program.shardings):
             console.print(f"{path:50s} {spec}", highlight=False, soft_wrap=True)
         return 0
+    if _FROM.value:
+        go_on_from(run, _WORKDIR.value, _FROM.value)
     try:
         result = train(run, _WORKDIR.value, console)
     except (NonFinite, SaveFailed) as error:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxlab.config import InputError, default
 from jaxlab.interop.hugging_face import TRAINING
-from jaxlab.train.build import Run
+from jaxlab.train.build import Run, build
 from jaxlab.train.checkpoint import Checkpoints, newest
 from jaxlab.train.loop import check_run, claim, record
 from jaxlab.train.state import Clock
@@ -36,6 +36,15 @@ def newest_params(run: Run, workdir: str | Path):
         raise InputError(f"replicas={run.config.replicas}: the checkpoint holds as many models; must be 1")
     state, _ = newest(Path(workdir), run.program.abstract_state())
     return jax.tree.map(lambda x: x[0], run.program.params(state))
+
+
+def go_on_from(run: Run, workdir: str | Path, source: str) -> None:
+    """Saves the newest parameters of the run in the workdir `source` as the checkpoint at 0 tokens of another run; does
+    nothing where that run has checkpoints already. Raises InputError as `newest_params` and `start_from` do."""
+    if any(Path(workdir).glob("checkpoints/*")):
+        return
+    other = build(recorded_config(source))
+    start_from(run, workdir, other.program.model.c, newest_params(other, source), source)
 
 
 def start_from(run: Run, workdir: str | Path, model: dict, params, source: str) -> None:

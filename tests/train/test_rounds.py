@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from jaxlab.config import default
-from jaxlab.interop.workdir import newest_params, start_from
+from jaxlab.interop.workdir import go_on_from, newest_params
 from jaxlab.optim import codec
 from jaxlab.train import loop
 from jaxlab.train.build import build
@@ -162,11 +162,11 @@ def test_it_goes_on_with_another_number_of_replicas(data, tmp_path):
 
 def test_an_ordinary_run_starts_from_the_global_parameters(trained, tmp_path):
     run, workdir = trained
-    params = newest_params(run, workdir)
     config = run.config.copy_and_resolve_references()
     config.replicas, config.diloco = 1, default().diloco
     ordinary = build(config)
-    start_from(ordinary, tmp_path / "new", run.program.model.c, params, source=str(workdir))
+    for _ in range(2):  # the second time nothing is left to do
+        go_on_from(ordinary, tmp_path / "new", str(workdir))
     with closing(Checkpoints(tmp_path / "new" / "checkpoints", keep=1)) as saved:
         state, clock = loop.newest(ordinary, saved, print)
     assert clock == Clock()

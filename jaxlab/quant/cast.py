@@ -1,0 +1,179 @@
+"""The cast of arrays to any ExMy format, block by block under an abs-max scale (Sun et al. 2501.02423, section 2)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxlab.config import InputError
+from jaxlab.quant.formats import Format, Grid, parse
+
+ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero", "stochastic")
+SCALES = ("float32", "power_of_two", "e4m3", None)
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+TINY = 2.0**-126  # float32's smallest normal number
+E4M3 = parse("e4m3fn")  # of NVFP4's block scales
+
+
+def cast(x, format, *, axis=-1, block=None, scale="float32", rounding="nearest_even", key=None):
+    """Values of x rounded to `format`, each block under its own scale: round(S x) / S, S = max / absmax of the block.
+
+    x: float32, bfloat16 or float16 of any shape; computed in float32, returned in x's type. format: a Format, its name
+    ("e4m3"), or its `.grid`, which may be traced. axis: the axis, or axes, along which a block extends; None is all.
+    block: its length along each; None is the whole axis; where it does not divide the axis the last block is short.
+    scale: how S is kept:
+
+    * "float32": as it is (Sun et al. 2501.02423);
+    * "power_of_two": 2^(emax - floor(log2 absmax)), so that values may saturate (OCP MX v1.0);
+    * "e4m3": max / S in e4m3fn under one float32 scale of the whole array (NVFP4);
+    * None: S = 1, no blocks.
+
+    rounding: "nearest_even", "nearest_away", "toward_zero" or, with a PRNG key, "stochastic" (unbiased).
+    Values past the maximum saturate. A block of zeros stays zeros; one with a NaN or an inf becomes all NaN; without a
+    scale NaN stays NaN and inf saturates. The gradient is that of the identity. Raises InputError.
+    """
+    q, inverse, join = _quantise(x, format, axis, block, scale, rounding, key)
+    return _straight_through(x, join(q * inverse).astype(x.dtype))
+
+
+def quantise(x, format, *, axis=-1, block=None, scale="float32", rounding="nearest_even", key=None):
+    """(q, 1 / S): round(S x), values of `format`, and what each is multiplied by to give `cast`.
+
+    Both float32 and of x's shape. Arguments and errors as in `cast`. Has no gradient.
+    """
+    q, inverse, join = _quantise(x, format, axis, block, scale, rounding, key)
+    return join(q), join(jnp.broadcast_to(inverse, q.shape))
+
+
+def _quantise(x, format, axis, block, scale, rounding, key):
+    """(q, 1 / S, join): q split into blocks, every axis n as [n / b, b], 1 / S one a block; join makes x's shape of it."""
+    format = parse(format)
+    _check(x, format, scale, rounding, key)
+    x = lax.stop_gradient(x).astype(jnp.float32)
+    if scale is None:
+        return round_to(x, format, rounding, key), jnp.float32(1), lambda y: y
+    sizes = _block_shape(x.shape, axis, block)
+    full = jnp.pad(x, [(0, -n % b) for n, b in zip(x.shape, sizes, strict=True)])
+    blocks = full.reshape([d for n, b in zip(full.shape, sizes, strict=True) for d in (n // b, b)])
+    s = _scale(_absmax(blocks), format, scale)
+    q = round_to(blocks * s, format, rounding, key)
+    # Times the inverse: XLA makes that of q / S where it sees that S is a block's, and the two round differently. The
+    # division also keeps 1 / S a value a block, where XLA computes what is cheaper again for every element.
+    return q, 1 / s, lambda y: y.reshape(full.shape)[tuple(map(slice, x.shape))]
+
+
+def round_to(x, format: Format | Grid, rounding="nearest_even", key=None):
+    """float32 x rounded to values of `format`, saturating; NaN stays NaN."""
+    if isinstance(format, Format) and format.exponent == 8:
+        return _round_bits(x, format, rounding, key)
+    x = jnp.clip(x, -format.max, format.max)
+    exponent = jnp.maximum(_bits(x) & 0x7F800000, (127 + format.min_exponent) << 23)
+    unit = exponent - (format.mantissa << 23)  # the grid's spacing around x, 2^(exponent - M), as float32's bits
+    return _round(x * _float((254 << 23) - unit), rounding, key) * _float(unit)
+
+
+def _round(k, rounding: str, key):
+    """k rounded to integers."""
+    if rounding == "nearest_even":
+        return lax.round(k, lax.RoundingMethod.TO_NEAREST_EVEN)
+    if rounding == "nearest_away":
+        return lax.round(k, lax.RoundingMethod.AWAY_FROM_ZERO)
+    if rounding == "toward_zero":
+        return jnp.trunc(k)
+    floor = jnp.floor(k)
+    return jnp.copysign(floor + (jax.random.uniform(key, k.shape) < k - floor), k)
+
+
+def _round_bits(x, format: Format, rounding: str, key):
+    """`round_to` for 8 exponent bits, float32's: in integers, since on CPU its subnormals are zero in arithmetic."""
+    drop = 23 - format.mantissa
+    size = _bits(x) & 0x7FFFFFFF
+    finite = jnp.minimum(size, np.float32(format.max).view(np.int32))
+    odd = (finite >> drop) & 1 if format.mantissa else (finite >> 23).clip(0, 1)  # without bits left, the implicit one
+    add = {
+        "nearest_even": lambda: odd + (1 << drop - 1) - 1,
+        "nearest_away": lambda: 1 << drop - 1,
+        "toward_zero": lambda: 0,
+        "stochastic": lambda: (jax.random.bits(key, x.shape) >> (32 - drop)).astype(jnp.int32),
+    }[rounding]()
+    rounded = (finite + add) & -(1 << drop)
+    return _float(jnp.where(size > 0x7F800000, size, rounded) | (_bits(x) & -0x80000000))
+
+
+def _absmax(blocks):
+    """The largest |x| over every second axis; NaN where there is one. Integers order as floats do, and vectorise."""
+    size = _bits(blocks) & 0x7FFFFFFF
+    size = jnp.max(size, tuple(range(1, blocks.ndim - 1, 2)), keepdims=True, initial=0)
+    return _float(lax.platform_dependent(size, cpu=_halve, default=lambda a: jnp.max(a, -1, keepdims=True)))
+
+
+def _halve(a):
+    """The maximum over the last axis by halves, which may overlap: XLA's own there is not vectorised on CPU."""
+    if a.shape[-1] > 1024:
+        a = jnp.max(a.reshape(*a.shape[:-1], -1, math.gcd(a.shape[-1], 128)), -2)
+    while (n := a.shape[-1]) > 1:
+        a = jnp.maximum(a[..., : (n + 1) // 2], a[..., n // 2 :])
+    return a
+
+
+def _scale(absmax, format: Format | Grid, scale: str):
+    """S of every block; NaN where the block is not finite."""
+    floor = format.max * TINY  # keeps S and 1 / S within float32, and a block of zeros at zero
+    if scale == "float32":
+        s = format.max / jnp.maximum(absmax, floor)
+    elif scale == "power_of_two":
+        exponent = (_bits(absmax) >> 23) - (_bits(jnp.float32(format.max)) >> 23)
+        s = _float((127 - jnp.clip(exponent, -126, 126)) << 23)
+    else:
+        least = E4M3.smallest_subnormal
+        whole = E4M3.max / jnp.maximum(jnp.max(absmax), floor * E4M3.max / least)
+        s = format.max * whole / jnp.maximum(round_to(absmax * whole, E4M3), least)
+    return jnp.where(jnp.isfinite(absmax), s, jnp.nan)
+
+
+def _block_shape(shape, axis, block) -> list[int]:
+    """Length of a block along every axis of the array; 1 where it does not extend."""
+    axes = tuple(range(len(shape))) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    lengths = block if isinstance(block, tuple) else (block,) * len(axes)
+    if any(not -len(shape) <= i < len(shape) for i in axes) or len({i % len(shape) for i in axes}) < len(axes):
+        raise InputError(f"axis={axis}: must be different axes of an array of shape {shape}")
+    if len(lengths) != len(axes) or any(length is not None and length < 1 for length in lengths):
+        raise InputError(f"block={block}: must be at least 1, or None, for each axis of {axis}")
+    sizes = [1] * len(shape)
+    for i, length in zip(axes, lengths, strict=True):
+        sizes[i] = max(1, min(length or shape[i], shape[i]))
+    return sizes
+
+
+@jax.custom_jvp
+def _straight_through(x, q):
+    """q, with the gradient of x."""
+    return q
+
+
+@_straight_through.defjvp
+def _(primals, tangents):
+    return primals[1], tangents[0]
+
+
+def _bits(x):
+    return lax.bitcast_convert_type(x, jnp.int32)
+
+
+def _float(bits):
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _check(x, format, scale, rounding, key):
+    if scale not in SCALES:
+        raise InputError(f"scale={scale!r}: must be one of {SCALES}")
+    if rounding not in ROUNDINGS:
+        raise InputError(f"rounding={rounding!r}: must be one of {ROUNDINGS}")
+    if (rounding == "stochastic") != (key is not None):
+        raise InputError(f"rounding={rounding!r}, key={key}: stochastic rounding, and it alone, takes a key")
+    if scale == "e4m3" and isinstance(format, Format) and format.exponent == 8:
+        raise InputError(f"format={format}: must have at most 7 exponent bits under scale='e4m3'")
+    if x.dtype not in DTYPES:
+        raise InputError(f"x of {x.dtype}: must be float32, bfloat16 or float16")
