@@ -7,7 +7,7 @@ float32 [4096, 4096] in and out, blocks of 128 along the last axis unless a row 
 `jax.jit(jnp.copy)`. qwix: `dequantize(quantize(...))` in one jitted function, float8_e4m3fn; microxcaling:
 `quantize_mx_op`, its plain torch path on CPU, fp8_e4m3 with power-of-two scales. PYTHON has jax, qwix and torch; PATH
 is a checkout of microsoft/microxcaling. Each side runs in its own process; a round takes each function of each side
-once, waited for, after three unmeasured rounds.
+once, waited for, after two unmeasured rounds.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-SHAPE, BLOCK, WARM_UP, ROUNDS = (4096, 4096), 128, 3, 20
+SHAPE, BLOCK, WARM_UP, ROUNDS = (4096, 4096), 128, 2, 10
 
 
 def ours() -> dict:

@@ -34,7 +34,7 @@ def rounds(shape: dict, dtype: str, changes: dict):
     from jax.sharding import NamedSharding, PartitionSpec
 
     from jaxlab import parallel
-    from jaxlab.train.build import program
+    from jaxlab.train.program import program
 
     config = config_of(shape, dtype, [])
     config.update_from_flattened_dict(changes)

@@ -95,7 +95,7 @@ def ours(folder: str, sequences: int):
     from jaxlab.data.tokenizer import make_tokenizer
     from jaxlab.evaluate.choice import chooser
     from jaxlab.interop.hugging_face import load
-    from jaxlab.train.build import decoder
+    from jaxlab.train.program import decoder
 
     keys, params = load(folder)
     tokenizer = make_tokenizer(f"hf:{folder}/tokenizer.json", [])

@@ -27,7 +27,7 @@ def measure(scale: str, name: str, members: int) -> dict:
 
     from jaxlab import parallel
     from jaxlab.studies import chinchilla
-    from jaxlab.train.build import program
+    from jaxlab.train.program import program
 
     s = chinchilla.SCALES[scale]
     config = chinchilla.config(s, s.models[name], s.tokens[0], 1e-3, 0)

@@ -55,7 +55,7 @@ def ours(shape: dict, dtype: str, options: list[str]):
     from jax.sharding import NamedSharding, PartitionSpec
 
     from jaxlab import parallel
-    from jaxlab.train.build import program
+    from jaxlab.train.program import program
 
     config = config_of(shape, dtype, options)
     made = program(config, parallel.mesh(1, 1, 1), shape["vocab"])

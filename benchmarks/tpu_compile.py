@@ -19,7 +19,7 @@ from jaxlab import parallel
 from jaxlab.config import check, default
 from jaxlab.cost import flops
 from jaxlab.model import families
-from jaxlab.train.build import program
+from jaxlab.train.program import program
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 # What may differ when a run is resumed: where and how it computes and what it writes, not what it computes.
 RESUMABLE = (
-    "mesh", "compute", "checkpoint", "log", "data.archives", "data.store", "data.tfds_dir",
+    "mesh", "compute", "quant.fp8", "checkpoint", "log", "data.archives", "data.store", "data.tfds_dir",
     "evaluate.tasks", "evaluate.tasks_every_tokens", "evaluate.task_items", "evaluate.items_from",
 )  # fmt: skip
 
@@ -81,6 +81,18 @@ def default() -> ConfigDict:
     c.model.use_bias = False  # biases in linears and LayerNorms (GPT-2)
     c.model.init_std = 0.0  # normal(0, std); 0: truncated normal with variance 1 / fan-in
     c.model.z_loss = 1e-4  # weight of (log Z)^2 in the objective
+
+    c.quant = ConfigDict()  # casts of the operands of the blocks' linears (quant.recipes)
+    c.quant.recipe = "none"  # none | capybara | all | mxfp8 | mxfp4 | nvfp4 | deepseek_v3
+    c.quant.cast = ""  # changes to all operands that the recipe casts, as in e2m1,block=32
+    c.quant.P1 = ""  # changes to one operand, none: not cast. Forward: P1 x, P2 w; input gradient: P3 dy, P4 w;
+    c.quant.P2 = ""  # weight gradient: P5 dy, P6 x
+    c.quant.P3 = ""
+    c.quant.P4 = ""
+    c.quant.P5 = ""
+    c.quant.P6 = ""
+    c.quant.stages = ""  # changes over tokens, as in 0:e2m1/4e8:e4m3/8e8:none
+    c.quant.fp8 = "auto"  # products in FP8: auto, where the device can; native, or refuse; simulated
 
     c.batch = ConfigDict()
     c.batch.tokens = 8_192  # B: global batch, all replicas together

@@ -34,8 +34,8 @@ def cast(x, format, *, axis=-1, block=None, scale="float32", rounding="nearest_e
     Values past the maximum saturate. A block of zeros stays zeros; one with a NaN or an inf becomes all NaN; without a
     scale NaN stays NaN and inf saturates. The gradient is that of the identity. Raises InputError.
     """
-    q, inverse, join = _quantise(x, format, axis, block, scale, rounding, key)
-    return _straight_through(x, join(q * inverse).astype(x.dtype))
+    q, inverse = quantise(x, format, axis=axis, block=block, scale=scale, rounding=rounding, key=key)
+    return _straight_through(x, (q * inverse).astype(x.dtype))
 
 
 def quantise(x, format, *, axis=-1, block=None, scale="float32", rounding="nearest_even", key=None):
@@ -43,25 +43,19 @@ def quantise(x, format, *, axis=-1, block=None, scale="float32", rounding="neare
 
     Both float32 and of x's shape. Arguments and errors as in `cast`. Has no gradient.
     """
-    q, inverse, join = _quantise(x, format, axis, block, scale, rounding, key)
-    return join(q), join(jnp.broadcast_to(inverse, q.shape))
-
-
-def _quantise(x, format, axis, block, scale, rounding, key):
-    """(q, 1 / S, join): q split into blocks, every axis n as [n / b, b], 1 / S one a block; join makes x's shape of it."""
     format = parse(format)
     _check(x, format, scale, rounding, key)
     x = lax.stop_gradient(x).astype(jnp.float32)
     if scale is None:
-        return round_to(x, format, rounding, key), jnp.float32(1), lambda y: y
+        return round_to(x, format, rounding, key), jnp.ones_like(x)
     sizes = _block_shape(x.shape, axis, block)
     full = jnp.pad(x, [(0, -n % b) for n, b in zip(x.shape, sizes, strict=True)])
     blocks = full.reshape([d for n, b in zip(full.shape, sizes, strict=True) for d in (n // b, b)])
     s = _scale(_absmax(blocks), format, scale)
     q = round_to(blocks * s, format, rounding, key)
-    # Times the inverse: XLA makes that of q / S where it sees that S is a block's, and the two round differently. The
-    # division also keeps 1 / S a value a block, where XLA computes what is cheaper again for every element.
-    return q, 1 / s, lambda y: y.reshape(full.shape)[tuple(map(slice, x.shape))]
+    # Times the inverse: XLA makes that of q / S where it sees that S is a block's, and the two round differently.
+    inverse = jnp.broadcast_to(1 / s, q.shape)
+    return tuple(y.reshape(full.shape)[tuple(map(slice, x.shape))] for y in (q, inverse))
 
 
 def round_to(x, format: Format | Grid, rounding="nearest_even", key=None):
@@ -110,12 +104,15 @@ def _absmax(blocks):
 
 
 def _halve(a):
-    """The maximum over the last axis by halves, which may overlap: XLA's own there is not vectorised on CPU."""
+    """The maximum over the last axis, first by halves, which may overlap: XLA's own there is not vectorised on CPU.
+
+    The end is left to XLA's, whose result is kept; a plain maximum it computes again for every element of the block.
+    """
     if a.shape[-1] > 1024:
         a = jnp.max(a.reshape(*a.shape[:-1], -1, math.gcd(a.shape[-1], 128)), -2)
-    while (n := a.shape[-1]) > 1:
+    while (n := a.shape[-1]) > 16:
         a = jnp.maximum(a[..., : (n + 1) // 2], a[..., n // 2 :])
-    return a
+    return jnp.max(a, -1, keepdims=True)
 
 
 def _scale(absmax, format: Format | Grid, scale: str):

@@ -8,8 +8,6 @@ section 3):
     weight gradient  dw = P5 dy . P6 x
 """
 
-from bisect import bisect_right
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 from jaxlab.config import InputError
@@ -35,6 +33,13 @@ class Operand:
     scale: str | None = "float32"
     rounding: str = "nearest_even"
     hadamard: int = 0
+
+    def __str__(self):
+        """As one says it: e4m3/128 for E4M3 in blocks of 128."""
+        share = str(self.block) if self.rows == 1 else f"{self.rows}x{self.block}"
+        scale = "" if self.scale == "float32" else f" scaled by {self.scale}"
+        rounding = "" if self.rounding == "nearest_even" else f" {self.rounding}"
+        return f"{self.format}/{share}{scale}{rounding}"
 
     def __post_init__(self):
         if self.format:
@@ -67,6 +72,11 @@ class Recipe:
     P5: Operand = Operand()
     P6: Operand = Operand()
     seed: int = 0
+
+    @property
+    def casts(self) -> bool:
+        """Whether any operand is cast or rotated."""
+        return self != Recipe(seed=self.seed)
 
     def __post_init__(self):
         for a, b in PRODUCTS.values():
@@ -147,11 +157,11 @@ def changed(operand: Operand, text: str, name: str = "operand") -> Operand:
         raise InputError(f"{name}={text!r}: {error}") from error
 
 
-def stages(text: str, start: Recipe) -> Callable[[int], Recipe]:
-    """tokens -> Recipe, coarse first and finer later: `0:e2m1/400000:e4m3/8e5:none`.
+def stages(text: str, start: Recipe) -> dict[int, Recipe]:
+    """{tokens consumed: recipe from then on}, coarse first and finer later: `0:e2m1/400000:e4m3/8e5:none`.
 
-    Every stage is TOKENS:CHANGES to the operands that `start` casts, from TOKENS consumed on; "" is `start` throughout.
-    One recipe a stage, hence one compilation. Raises InputError.
+    Every stage is TOKENS:CHANGES to the operands that `start` casts; "" is `start` throughout. One recipe a stage,
+    hence one compilation. Raises InputError.
     """
     parts = [part.partition(":")[::2] for part in text.split("/")] if text else [("0", "")]
     try:
@@ -162,4 +172,4 @@ def stages(text: str, start: Recipe) -> Callable[[int], Recipe]:
         raise InputError(f"stages={text!r}: tokens must start at 0 and grow")
     cast = [p for p in OPERANDS if getattr(start, p).format]
     recipes = [replace(start, **{p: changed(getattr(start, p), c, "stages") for p in cast}) for _, c in parts]
-    return lambda tokens: recipes[bisect_right(begins, tokens) - 1]
+    return {int(tokens): rule for tokens, rule in zip(begins, recipes, strict=True)}

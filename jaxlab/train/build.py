@@ -1,139 +1,26 @@
-"""From a config to the functions of a run: the only place that knows what the keys of the config mean."""
+"""From a config to a run: its program, its schedules, its data. Here and in `program` alone are the keys of the config
+known."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from jaxlab import parallel
-from jaxlab.config import InputError, check, flatten
+from jaxlab.config import InputError, check
 from jaxlab.data.order import Sequences, Validation
 from jaxlab.data.store import TokenStore, load_tokenizer, open_store
-from jaxlab.evaluate.choice import chooser, score_tasks
-from jaxlab.evaluate.loss import evaluate, evaluator
+from jaxlab.evaluate.choice import score_tasks
+from jaxlab.evaluate.loss import evaluate
 from jaxlab.evaluate.tasks import Item, read_tasks
-from jaxlab.model import attention
-from jaxlab.model.decoder import Decoder
-from jaxlab.model.loss import cross_entropy
-from jaxlab.optim.inner import adamw
 from jaxlab.optim.schedules import schedule
 from jaxlab.train.plan import Call, calls
-from jaxlab.train.rounds import Rounds, regrouped
+from jaxlab.train.program import Program, program
 from jaxlab.train.state import Clock, State
-from jaxlab.train.step import inner_steps
-
-# What the host alone reads: configs that differ in nothing else train with the same compiled programs.
-HOST_KEYS = (
-    "seed", "tokens", "data", "schedule", "optim.weight_decay", "optim.decay", "diloco.outer_lr", "evaluate",
-    "checkpoint", "log",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Program:
-    """What runs of one shape compute: pure functions of their state, and where everything lives. Needs no data."""
-
-    config: ConfigDict  # HOST_KEYS of it are not read
-    mesh: Mesh
-    model: Decoder
-    loss_fn: Callable  # (params, tokens [b, L+1]) -> (objective, sums)
-    shardings: State  # NamedSharding of every leaf of the state
-    start: Callable  # parameters of one model -> State, jitted
-    inner_steps: Callable  # (State, batches, hypers, count) -> (State, metrics [n, M]), jitted, State donated
-    rounds: Rounds | None  # where replicas meet between inner steps; None: nowhere
-
-    @cached_property
-    def microbatch(self) -> tuple[int, int]:
-        """(k, b): micro-batches a step, sequences in each, for one replica."""
-        b = self.config.batch
-        sequences = b.tokens // b.context // self.config.replicas
-        per_micro = b.micro_tokens // b.context or sequences
-        return sequences // per_micro, per_micro
-
-    @cached_property
-    def batch_sharding(self) -> NamedSharding:
-        """Of the batches of a call, [n, M, k, b, L+1]."""
-        replica, batch = parallel.batch_axes(self.config.replicas)
-        return NamedSharding(self.mesh, PartitionSpec(None, replica, None, batch, None))
-
-    @cached_property
-    def init(self) -> Callable:
-        """seed, uint32 -> State, jitted."""
-        return jax.jit(lambda seed: self.start(initial_params(self.model, seed)), out_shardings=self.shardings)
-
-    def abstract_state(self) -> State:
-        """Shapes, dtypes and shardings of the state, without its arrays."""
-        shapes = jax.eval_shape(self.init, np.uint32(0))
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings)
-
-    @cached_property
-    def compiled(self):
-        """The compiled inner steps, with their memory analysis. Compiles for devices that need not be there."""
-        c, (k, b) = self.config, self.microbatch
-        n, everywhere = c.compute.steps_per_call, NamedSharding(self.mesh, PartitionSpec())
-        shape = (n, c.replicas, k, b, c.batch.context + 1)
-        batches = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.batch_sharding)
-        hyper = jax.ShapeDtypeStruct((n,), jnp.float32, sharding=everywhere)
-        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-        inner = self.abstract_state()._replace(outer=None)
-        return self.inner_steps.lower(inner, batches, {"lr": hyper, "decay": hyper}, count).compile()
-
-    @cached_property
-    def _average(self):
-        return jax.jit(
-            lambda metrics: jax.tree.map(lambda m: m.mean(axis=1), metrics),
-            out_shardings=NamedSharding(self.mesh, PartitionSpec()),
-        )
-
-    def step(self, state: State, arguments: tuple) -> tuple[State, dict]:
-        """The compiled inner steps, and their metrics [n] of the average replica, which every process can read."""
-        inner, metrics = self.compiled(state._replace(outer=None), *arguments)
-        return inner._replace(outer=state.outer), self._average(metrics)
-
-    @cached_property
-    def meet(self):
-        """The compiled `Rounds.apply`: (State, event, lr) -> (State, metrics); one program an event, State donated."""
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        return jax.jit(
-            self.rounds.apply, static_argnums=1, donate_argnums=0, out_shardings=(self.shardings, everywhere)
-        )
-
-    @cached_property
-    def _global_params(self):
-        return jax.jit(self.rounds.params, out_shardings=parallel.unreplicated(self.shardings.params))
-
-    def params(self, state: State):
-        """The parameters to evaluate: those that replicas have in common, [1, ...], or those of each, [M, ...]."""
-        return self._global_params(state) if self.rounds else state.params
-
-    def regroup(self, state: State) -> State:
-        """A state of any number of replicas as one of this program's (rounds.regrouped)."""
-        replicas = self.config.replicas
-        return jax.jit(regrouped, static_argnums=2, out_shardings=self.shardings)(state, self.params(state), replicas)
-
-    @cached_property
-    def evaluate_batch(self):
-        """The compiled `evaluator` of the loss."""
-        return jax.jit(evaluator(self.loss_fn))
-
-    @cached_property
-    def choose(self):
-        """The compiled `chooser` of the model: (params, items, tokenizer) -> records of multiple-choice items."""
-        c, sequences = self.config, self.microbatch[1] * self.config.batch.context // self.config.model.context
-        return chooser(self.model, self.mesh, c.replicas, sequences=sequences, chunk=c.compute.loss_chunk)
-
-    def serves(self, config: ConfigDict, vocab_size: int) -> bool:
-        """Whether a run of `config` is a run of this program."""
-
-        def compiled_from(c):
-            return {k: v for k, v in flatten(c).items() if not any(k == h or k.startswith(h + ".") for h in HOST_KEYS)}
-
-        return self.model.c.vocab_size == vocab_size and compiled_from(self.config) == compiled_from(config)
 
 
 @dataclass(frozen=True)
@@ -158,6 +45,7 @@ class Run:
             hypers=hypers(c),
             steps_per_call=c.compute.steps_per_call,
             stops=(c.evaluate.every_tokens, c.evaluate.tasks_every_tokens, c.checkpoint.every_tokens),
+            changes=tuple(self.program.later),
             **({"events": self.program.rounds.events} if self.program.rounds else {}),
         )
 
@@ -181,7 +69,7 @@ class Run:
 
     def step(self, state: State, call: Call, arguments: tuple) -> tuple[State, dict]:
         """The call's inner steps, and what is due after them: metrics [n], and scalars of the end of the call."""
-        state, metrics = self.program.step(state, arguments)
+        state, metrics = self.program.at(call.start.tokens).step(state, arguments)
         for event in call.events:
             state, found = self.program.meet(state, event, self._outer_lr)
             metrics |= found
@@ -192,8 +80,9 @@ class Run:
     def _outer_lr(self) -> jax.Array:
         return parallel.replicated(self.program.mesh, np.float32(self.config.diloco.outer_lr))
 
-    def evaluate(self, state: State) -> dict:
-        """Loss and bits per byte of the state's parameters on the validation split (evaluate.loss)."""
+    def evaluate(self, state: State, tokens: int | None = None) -> dict:
+        """Loss and bits per byte of the state's parameters on the validation split (evaluate.loss), in the arithmetic
+        of training at `tokens`, or at its end."""
         c, b = self.config, self.program.microbatch[1]
         sharding = NamedSharding(self.program.mesh, PartitionSpec(parallel.batch_axes(c.replicas)[1], None))
 
@@ -203,20 +92,24 @@ class Run:
 
         wanted = -(-c.evaluate.tokens // self.validation.context) or self.validation.num_sequences
         sequences = min(wanted, self.validation.num_sequences)
-        score = self.program.evaluate_batch
+        score = self._at(tokens).evaluate_batch
         return evaluate(score, self.program.params(state), self.validation, put, sequences=sequences, batch_sequences=b)
 
     @cached_property
     def _tokenizer(self):
         return load_tokenizer(self.config.data.store)
 
-    def choose(self, state: State, items: list[Item]) -> Iterator[list[dict]]:
-        """Records of multiple-choice items under the state's parameters, a window at a time (evaluate.choice)."""
-        return self.program.choose(self.program.params(state), items, self._tokenizer)
+    def _at(self, tokens: int | None) -> Program:
+        return self.program.at(self.config.tokens if tokens is None else tokens)
 
-    def scores(self, state: State) -> dict:
-        """{"TASK/SCORE": value} on the run's tasks."""
-        return score_tasks(partial(self.choose, state), self.tasks)
+    def choose(self, state: State, items: list[Item], tokens: int | None = None) -> Iterator[list[dict]]:
+        """Records of multiple-choice items under the state's parameters, a window at a time (evaluate.choice); tokens
+        as for `evaluate`."""
+        return self._at(tokens).choose(self.program.params(state), items, self._tokenizer)
+
+    def scores(self, state: State, tokens: int | None = None) -> dict:
+        """{"TASK/SCORE": value} on the run's tasks; tokens as for `evaluate`."""
+        return score_tasks(partial(self.choose, state, tokens=tokens), self.tasks)
 
 
 def build(config: ConfigDict, compiled: Program | None = None) -> Run:
@@ -239,93 +132,6 @@ def build(config: ConfigDict, compiled: Program | None = None) -> Run:
         validation=Validation(store.split("validation"), config.batch.context),
         tasks=read_tasks(e.tasks, e.items_from, archives=data.archives, tfds_dir=data.tfds_dir, limit=e.task_items),
     )
-
-
-def program(config: ConfigDict, mesh: Mesh, vocab_size: int) -> Program:
-    """The functions of runs on a mesh, whose devices may be described only (compilation ahead of time)."""
-    c = FrozenConfigDict(config.model.to_dict() | {"vocab_size": vocab_size})
-    model = decoder(c, config.compute, mesh, config.replicas)
-    optimiser = adamw(**{k: config.optim[k] for k in ("b1", "b2", "eps", "clip", "decay_mask")})
-    loss_fn = objective(model, config.compute.loss_chunk)
-    params = jax.eval_shape(partial(initial_params, model), np.uint32(0))
-    rounds = Rounds(config.diloco, params, config.replicas, mesh) if config.diloco.sync_every else None
-    start = initial_state(optimiser, replicas=config.replicas, rounds=rounds)
-    shardings = _shardings(jax.eval_shape(start, params), mesh, config)
-    steps = inner_steps(loss_fn, optimiser, spmd_axis_name=parallel.batch_axes(config.replicas)[0])
-    per_replica = NamedSharding(mesh, PartitionSpec(None, parallel.batch_axes(config.replicas)[0]))
-    return Program(
-        config=config,
-        mesh=mesh,
-        model=model,
-        loss_fn=loss_fn,
-        shardings=shardings,
-        start=jax.jit(start, out_shardings=shardings),
-        inner_steps=jax.jit(steps, donate_argnums=0, out_shardings=(shardings._replace(outer=None), per_replica)),
-        rounds=rounds,
-    )
-
-
-def _shardings(shapes: State, mesh: Mesh, config: ConfigDict) -> State:
-    """Of every leaf of the state. What replicas have in common is on the devices of each."""
-    options = {"mesh": mesh, "replicas": config.replicas, "fsdp": config.mesh.fsdp}
-    inner = parallel.state_shardings(shapes._replace(outer=None), **options)
-    return inner._replace(outer=parallel.state_shardings(shapes.outer, per_replica=config.diloco.eager, **options))
-
-
-def decoder(c: FrozenConfigDict, compute: ConfigDict, mesh: Mesh, replicas: int) -> Decoder:
-    """The decoder as this platform runs it best, unless config.compute says otherwise."""
-    platform = mesh.devices.flat[0].platform
-    on_cpu = platform == "cpu"
-    dtype = ("float32" if on_cpu else "bfloat16") if compute.dtype == "auto" else compute.dtype
-    scan = not on_cpu if compute.layers == "auto" else compute.layers == "scan"
-    best = {"cpu": "chunked", "gpu": "cudnn" if dtype == "bfloat16" else "xla", "tpu": "splash"}
-    kernel = best[platform] if compute.attention == "auto" else compute.attention
-    needs = {"cudnn": "gpu", "splash": "tpu"}.get(kernel, platform)
-    if needs != platform:
-        raise InputError(f"compute.attention={kernel}: runs on {needs}, and this is {platform}")
-    kernels = {
-        "plain": attention.plain,
-        "chunked": attention.chunked,
-        "xla": attention.fused("xla"),
-        "cudnn": attention.fused("cudnn"),
-        "splash": attention.splash(mesh, PartitionSpec(parallel.batch_axes(replicas)[1], None, "tensor", None)),
-    }
-    return Decoder(
-        c,
-        dtype=jnp.dtype(dtype),
-        scan=scan,
-        remat=compute.remat,
-        kernel=kernels[kernel],
-        constrain=parallel.constrainer(mesh, replicas),
-    )
-
-
-def objective(model: Decoder, chunk: int) -> Callable:
-    """loss_fn(params, tokens [b, L+1]) -> (objective summed over tokens, sums): next-token prediction. Negative ids
-    are padding: never a target, and the embedding of id 0 as an input."""
-
-    def loss_fn(params, tokens):
-        inputs, targets = jnp.maximum(tokens[:, :-1], 0), tokens[:, 1:]
-        hidden, head = model.apply({"params": params}, inputs, method="features")
-        return cross_entropy(hidden, head, targets, chunk=chunk, z_loss=model.c.z_loss)
-
-    return loss_fn
-
-
-def initial_params(model: Decoder, seed):
-    """Parameters of one model. Made as plainly as can be: they do not depend on how the layers are run."""
-    return Decoder(model.c).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
-
-
-def initial_state(optimiser, *, replicas: int, rounds: Rounds | None = None) -> Callable:
-    """start(params) -> State; all replicas start from the same parameters."""
-
-    def start(params):
-        inner = State(params, optimiser.init(params))
-        inner = jax.tree.map(lambda x: jnp.broadcast_to(x, (replicas, *x.shape)), inner)
-        return inner._replace(outer=rounds.init(params) if rounds else None)
-
-    return start
 
 
 def hypers(config: ConfigDict) -> Callable[[float], dict[str, float]]:

@@ -176,7 +176,7 @@ def write_rows(log: Log, call: Call, metrics: dict, speed: dict) -> dict:
 
 def write_eval(log: Log, run: Run, state: State, clock: Clock) -> dict:
     """Evaluates, and writes and shows the result."""
-    result = run.evaluate(state)
+    result = run.evaluate(state, clock.tokens)
     _postpone_hang_report()
     if not math.isfinite(result["loss"]):
         raise NonFinite(f"validation loss is {result['loss']} at step {clock.steps:,}, {clock.tokens:,} tokens")
@@ -190,7 +190,7 @@ def write_eval(log: Log, run: Run, state: State, clock: Clock) -> dict:
 
 def write_scores(log: Log, run: Run, state: State, clock: Clock) -> None:
     """Scores the run's tasks, and writes and shows the result."""
-    scores = run.scores(state)
+    scores = run.scores(state, clock.tokens)
     _postpone_hang_report()
     log.row("tasks", clock.steps, clock.tokens, scores)
     for name in run.tasks:

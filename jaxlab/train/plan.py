@@ -30,19 +30,22 @@ def calls(
     hypers: Callable[[float], dict[str, float]],
     steps_per_call: int = 1,
     stops: tuple[int, ...] = (),
+    changes: tuple[int, ...] = (),
     events: Callable[[int, bool], tuple] = lambda step, last: (),
 ) -> Iterator[Call]:
     """The calls from `clock` to the last whole step within total_tokens.
 
     hypers(tokens) is asked at the middle of each step. stops: intervals in tokens; a call never runs past a multiple
-    of one of them without ending at the first step that reaches it.
+    of one of them without ending at the first step that reaches it, nor past one of `changes`. events(step, last): what
+    is due after that step, counted from 1; a call ends where something is. last: no step follows.
     """
     while clock.tokens + batch_tokens <= total_tokens:
         count, tokens, due = 0, clock.tokens, ()
         while count < steps_per_call and tokens + batch_tokens <= total_tokens:
             count, tokens = count + 1, tokens + batch_tokens
             due = events(clock.steps + count, tokens + batch_tokens > total_tokens)
-            if due or any(crossed(tokens - batch_tokens, tokens, every) for every in stops):
+            before = tokens - batch_tokens
+            if due or any(crossed(before, tokens, n) for n in stops) or any(before < at <= tokens for at in changes):
                 break
         middles = [clock.tokens + (i + 0.5) * batch_tokens for i in range(count)]
         values = [hypers(middle) for middle in middles]

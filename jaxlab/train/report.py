@@ -7,7 +7,10 @@ import numpy as np
 
 from jaxlab.cost import flops
 from jaxlab.model.families import parameters
+from jaxlab.quant.dot import arithmetic
+from jaxlab.quant.recipes import OPERANDS
 from jaxlab.train.build import Run
+from jaxlab.train.program import recipes
 from jaxlab.train.state import Clock
 
 
@@ -29,9 +32,28 @@ def header(run: Run, peak: float | None, peak_source: str) -> list[str]:
         "compute": f"{run.program.model.dtype}, attention {kernel_name(run)}, "
         f"layers {'scanned' if run.program.model.scan else 'unrolled'}, remat {run.program.model.remat}",
     }
+    if cast := precision(run):
+        lines["precision"] = cast
     if run.program.rounds:
         lines["rounds"] = run.program.rounds.describe(end.steps)
-    return [f"{name:9s} {text}" for name, text in lines.items()]
+    return [f"{name:10s}{text}" for name, text in lines.items()]
+
+
+def precision(run: Run) -> str:
+    """What is cast when, and where products run; nothing for a run that casts nothing."""
+    q, device = run.config.quant, run.program.mesh.devices.flat[0]
+    texts = []
+    for start, rule in recipes(q).items():
+        if rule.casts:
+            cast = ", ".join(f"{p} {getattr(rule, p)}" for p in OPERANDS if getattr(rule, p).format)
+            ways = {}
+            for name, way in arithmetic(rule, q.fp8, device).items():
+                ways.setdefault(way, []).append(name)
+            how = "; ".join(f"{', '.join(names)} {way}" for way, names in ways.items())
+            texts.append(f"from {start:,} tokens {cast} ({how})")
+        elif texts:
+            texts.append(f"from {start:,} tokens none")
+    return "; ".join(texts)
 
 
 def kernel_name(run: Run) -> str:

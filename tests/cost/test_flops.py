@@ -12,7 +12,7 @@ from jaxlab.config import default
 from jaxlab.cost import flops
 from jaxlab.model.decoder import Decoder
 from jaxlab.model.families import ARCHITECTURES
-from jaxlab.train.build import objective
+from jaxlab.train.program import objective
 
 BATCH, CONTEXT = 8, 256
 SHAPE = {

@@ -11,7 +11,7 @@ import pytest
 from jax.ad_checkpoint import print_saved_residuals
 
 from jaxlab.model.decoder import Decoder
-from jaxlab.train.build import objective
+from jaxlab.train.program import objective
 from tests.model import reference
 from tests.quick import OPTIONS
 

@@ -6,7 +6,7 @@ import pytest
 
 from jaxlab.model.decoder import Decoder
 from jaxlab.model.families import ARCHITECTURES
-from jaxlab.train.build import objective
+from jaxlab.train.program import objective
 from tests.model import reference
 from tests.quick import OPTIONS
 

@@ -217,7 +217,8 @@ def test_a_traced_format_may_be_mapped():
     x = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
     names = ("e1m1", "e2m1", "e3m2", "e4m3", "e4m3fn")
     grids = jax.tree.map(lambda *leaves: np.stack(leaves), *(parse(name).grid for name in names))
-    for name, y in zip(names, jax.jit(jax.vmap(lambda grid: cast(x, grid, block=32)))(grids), strict=True):
+    mapped = jax.jit(jax.vmap(partial(cast, block=32), in_axes=(None, 0)))(x, grids)
+    for name, y in zip(names, mapped, strict=True):
         same_bits(y, jitted(x, name, block=32))
     with pytest.raises(ValueError, match=r"format=e8m7ieee.*at most 7"):
         parse("e8m7ieee").grid  # noqa: B018

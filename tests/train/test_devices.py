@@ -17,7 +17,7 @@ from jaxlab.config import InputError
 from jaxlab.model.decoder import Decoder
 from jaxlab.model.families import SIZES, model
 from jaxlab.optim.inner import adamw
-from jaxlab.train.build import initial_params, initial_state
+from jaxlab.train.program import initial_params, initial_state
 from tests import tiny
 from tests.train.devices import CASES, CONTEXT, SEQUENCES, groups
 

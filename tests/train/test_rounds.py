@@ -24,6 +24,7 @@ BASE = {"compute__layers": "scan", "log__tensorboard": False, "tokens": 8_192, "
 EVERYTHING = {
     "replicas": 2, "diloco__sync_every": 5, "diloco__fragments": 2, "diloco__fragment_order": "balanced",
     "diloco__overlap": 2, "diloco__mix": 0.5, "diloco__codec": "e3m0", "diloco__average": "radial_directional",
+    "quant__recipe": "capybara", "quant__stages": "0:e2m1,block=16/4000:e4m3,block=16",
     "batch__micro_tokens": 128, "compute__steps_per_call": 3, "optim__weight_decay": 0.05,
     "schedule__name": "wsd", "schedule__decay_tokens": 2_048, "model__ffn": "swiglu", "model__norm": "rms",
     "model__num_kv_heads": 1, "model__tied": False, "checkpoint__every_tokens": 1_024, "checkpoint__keep": 9,

@@ -12,7 +12,7 @@ from ml_collections import FrozenConfigDict
 from jaxlab.config import default
 from jaxlab.model.decoder import Decoder
 from jaxlab.optim.inner import adamw
-from jaxlab.train.build import initial_params, initial_state, objective
+from jaxlab.train.program import initial_params, initial_state, objective
 from jaxlab.train.state import State
 from jaxlab.train.step import accumulate, inner_steps
 from tests.quick import OPTIONS

@@ -15,7 +15,7 @@ from jax.experimental import topologies
 from jaxlab import parallel
 from jaxlab.config import default
 from jaxlab.model import families
-from jaxlab.train.build import program
+from jaxlab.train.program import program
 from tests.train.devices import collectives, numbers
 
 CODECS = ("float32", "bfloat16", "int8", "e3m0")

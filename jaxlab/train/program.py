@@ -1,0 +1,244 @@
+"""From a config to pure functions of a run's state: what is compiled, and where everything lives. Needs no data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from jaxlab import parallel
+from jaxlab.config import InputError, flatten
+from jaxlab.evaluate.choice import chooser
+from jaxlab.evaluate.loss import evaluator
+from jaxlab.model import attention, linear
+from jaxlab.model.decoder import Decoder
+from jaxlab.model.loss import cross_entropy
+from jaxlab.optim.inner import adamw
+from jaxlab.quant import dot as quant
+from jaxlab.quant.recipes import OPERANDS, Recipe, recipe, stages
+from jaxlab.train.rounds import Rounds, regrouped
+from jaxlab.train.state import State
+from jaxlab.train.step import inner_steps
+
+# What the host alone reads: configs that differ in nothing else train with the same compiled programs.
+HOST_KEYS = (
+    "seed", "tokens", "data", "schedule", "optim.weight_decay", "optim.decay", "diloco.outer_lr", "evaluate",
+    "checkpoint", "log",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Program:
+    """What runs of one shape compute: pure functions of their state, and where everything lives. Needs no data."""
+
+    config: ConfigDict  # HOST_KEYS of it are not read
+    mesh: Mesh
+    model: Decoder
+    loss_fn: Callable  # (params, tokens [b, L+1]) -> (objective, sums)
+    shardings: State  # NamedSharding of every leaf of the state
+    start: Callable  # parameters of one model -> State, jitted
+    inner_steps: Callable  # (State, batches, hypers, count) -> (State, metrics [n, M]), jitted, State donated
+    rounds: Rounds | None  # where replicas meet between inner steps; None: nowhere
+    later: dict[int, "Program"]  # {tokens: program from then on}: the same state, in other arithmetic
+
+    @cached_property
+    def microbatch(self) -> tuple[int, int]:
+        """(k, b): micro-batches a step, sequences in each, for one replica."""
+        b = self.config.batch
+        sequences = b.tokens // b.context // self.config.replicas
+        per_micro = b.micro_tokens // b.context or sequences
+        return sequences // per_micro, per_micro
+
+    @cached_property
+    def batch_sharding(self) -> NamedSharding:
+        """Of the batches of a call, [n, M, k, b, L+1]."""
+        replica, batch = parallel.batch_axes(self.config.replicas)
+        return NamedSharding(self.mesh, PartitionSpec(None, replica, None, batch, None))
+
+    @cached_property
+    def init(self) -> Callable:
+        """seed, uint32 -> State, jitted."""
+        return jax.jit(lambda seed: self.start(initial_params(self.model, seed)), out_shardings=self.shardings)
+
+    def at(self, tokens: int) -> "Program":
+        """The program of a step that starts at `tokens`, or of an evaluation there."""
+        return self.later.get(max((start for start in self.later if start <= tokens), default=None), self)
+
+    def abstract_state(self) -> State:
+        """Shapes, dtypes and shardings of the state, without its arrays."""
+        shapes = jax.eval_shape(self.init, np.uint32(0))
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings)
+
+    @cached_property
+    def compiled(self):
+        """The compiled inner steps, with their memory analysis. Compiles for devices that need not be there."""
+        c, (k, b) = self.config, self.microbatch
+        n, everywhere = c.compute.steps_per_call, NamedSharding(self.mesh, PartitionSpec())
+        shape = (n, c.replicas, k, b, c.batch.context + 1)
+        batches = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.batch_sharding)
+        hyper = jax.ShapeDtypeStruct((n,), jnp.float32, sharding=everywhere)
+        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+        inner = self.abstract_state()._replace(outer=None)
+        return self.inner_steps.lower(inner, batches, {"lr": hyper, "decay": hyper}, count).compile()
+
+    @cached_property
+    def _average(self):
+        return jax.jit(
+            lambda metrics: jax.tree.map(lambda m: m.mean(axis=1), metrics),
+            out_shardings=NamedSharding(self.mesh, PartitionSpec()),
+        )
+
+    def step(self, state: State, arguments: tuple) -> tuple[State, dict]:
+        """The compiled inner steps, and their metrics [n] of the average replica, which every process can read."""
+        inner, metrics = self.compiled(state._replace(outer=None), *arguments)
+        return inner._replace(outer=state.outer), self._average(metrics)
+
+    @cached_property
+    def meet(self):
+        """The compiled `Rounds.apply`: (State, event, lr) -> (State, metrics); one program an event, State donated."""
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        return jax.jit(
+            self.rounds.apply, static_argnums=1, donate_argnums=0, out_shardings=(self.shardings, everywhere)
+        )
+
+    @cached_property
+    def _global_params(self):
+        return jax.jit(self.rounds.params, out_shardings=parallel.unreplicated(self.shardings.params))
+
+    def params(self, state: State):
+        """The parameters to evaluate: those that replicas have in common, [1, ...], or those of each, [M, ...]."""
+        return self._global_params(state) if self.rounds else state.params
+
+    def regroup(self, state: State) -> State:
+        """A state of any number of replicas as one of this program's (rounds.regrouped)."""
+        replicas = self.config.replicas
+        return jax.jit(regrouped, static_argnums=2, out_shardings=self.shardings)(state, self.params(state), replicas)
+
+    @cached_property
+    def evaluate_batch(self):
+        """The compiled `evaluator` of the loss."""
+        return jax.jit(evaluator(self.loss_fn))
+
+    @cached_property
+    def choose(self):
+        """The compiled `chooser` of the model: (params, items, tokenizer) -> records of multiple-choice items."""
+        c, sequences = self.config, self.microbatch[1] * self.config.batch.context // self.config.model.context
+        return chooser(self.model, self.mesh, c.replicas, sequences=sequences, chunk=c.compute.loss_chunk)
+
+    def serves(self, config: ConfigDict, vocab_size: int) -> bool:
+        """Whether a run of `config` is a run of this program."""
+
+        def compiled_from(c):
+            return {k: v for k, v in flatten(c).items() if not any(k == h or k.startswith(h + ".") for h in HOST_KEYS)}
+
+        return self.model.c.vocab_size == vocab_size and compiled_from(self.config) == compiled_from(config)
+
+
+def program(config: ConfigDict, mesh: Mesh, vocab_size: int) -> Program:
+    """The functions of runs on a mesh, whose devices may be described only (compilation ahead of time). Raises
+    InputError for what the devices cannot do."""
+    first, *others = recipes(config.quant).items()
+    later = {start: _program(config, mesh, vocab_size, rule, {}) for start, rule in others}
+    return _program(config, mesh, vocab_size, first[1], later)
+
+
+def _program(config: ConfigDict, mesh: Mesh, vocab_size: int, rule: Recipe, later: dict[int, Program]) -> Program:
+    c = FrozenConfigDict(config.model.to_dict() | {"vocab_size": vocab_size})
+    model = decoder(c, config.compute, mesh, config.replicas, dot=product(rule, config.quant.fp8, mesh))
+    optimiser = adamw(**{k: config.optim[k] for k in ("b1", "b2", "eps", "clip", "decay_mask")})
+    loss_fn = objective(model, config.compute.loss_chunk)
+    params = jax.eval_shape(partial(initial_params, model), np.uint32(0))
+    rounds = Rounds(config.diloco, params, config.replicas, mesh) if config.diloco.sync_every else None
+    start = initial_state(optimiser, replicas=config.replicas, rounds=rounds)
+    shardings = _shardings(jax.eval_shape(start, params), mesh, config)
+    steps = inner_steps(loss_fn, optimiser, spmd_axis_name=parallel.batch_axes(config.replicas)[0])
+    per_replica = NamedSharding(mesh, PartitionSpec(None, parallel.batch_axes(config.replicas)[0]))
+    return Program(
+        config=config,
+        mesh=mesh,
+        model=model,
+        loss_fn=loss_fn,
+        shardings=shardings,
+        start=jax.jit(start, out_shardings=shardings),
+        inner_steps=jax.jit(steps, donate_argnums=0, out_shardings=(shardings._replace(outer=None), per_replica)),
+        rounds=rounds,
+        later=later,
+    )
+
+
+def recipes(q: ConfigDict) -> dict[int, Recipe]:
+    """{tokens: recipe from then on}, from 0, by `config.quant`. Raises InputError."""
+    return stages(q.stages, recipe(q.recipe, q.cast, **{p: q[p] for p in OPERANDS}))
+
+
+def product(rule: Recipe, fp8: str, mesh: Mesh) -> Callable:
+    """The product of the blocks' linears. A recipe that casts nothing takes the plain one."""
+    return quant.dot(rule, fp8=fp8, device=mesh.devices.flat[0]) if rule.casts else linear.dot
+
+
+def _shardings(shapes: State, mesh: Mesh, config: ConfigDict) -> State:
+    """Of every leaf of the state. What replicas have in common is on the devices of each."""
+    options = {"mesh": mesh, "replicas": config.replicas, "fsdp": config.mesh.fsdp}
+    inner = parallel.state_shardings(shapes._replace(outer=None), **options)
+    return inner._replace(outer=parallel.state_shardings(shapes.outer, per_replica=config.diloco.eager, **options))
+
+
+def decoder(c: FrozenConfigDict, compute: ConfigDict, mesh: Mesh, replicas: int, dot: Callable = linear.dot) -> Decoder:
+    """The decoder as this platform runs it best, unless config.compute says otherwise."""
+    platform = mesh.devices.flat[0].platform
+    on_cpu = platform == "cpu"
+    dtype = ("float32" if on_cpu else "bfloat16") if compute.dtype == "auto" else compute.dtype
+    scan = not on_cpu if compute.layers == "auto" else compute.layers == "scan"
+    best = {"cpu": "chunked", "gpu": "cudnn" if dtype == "bfloat16" else "xla", "tpu": "splash"}
+    kernel = best[platform] if compute.attention == "auto" else compute.attention
+    needs = {"cudnn": "gpu", "splash": "tpu"}.get(kernel, platform)
+    if needs != platform:
+        raise InputError(f"compute.attention={kernel}: runs on {needs}, and this is {platform}")
+    kernels = {
+        "plain": attention.plain,
+        "chunked": attention.chunked,
+        "xla": attention.fused("xla"),
+        "cudnn": attention.fused("cudnn"),
+        "splash": attention.splash(mesh, PartitionSpec(parallel.batch_axes(replicas)[1], None, "tensor", None)),
+    }
+    return Decoder(
+        c,
+        dtype=jnp.dtype(dtype),
+        scan=scan,
+        remat=compute.remat,
+        kernel=kernels[kernel],
+        dot=dot,
+        constrain=parallel.constrainer(mesh, replicas),
+    )
+
+
+def objective(model: Decoder, chunk: int) -> Callable:
+    """loss_fn(params, tokens [b, L+1]) -> (objective summed over tokens, sums): next-token prediction. Negative ids
+    are padding: never a target, and the embedding of id 0 as an input."""
+
+    def loss_fn(params, tokens):
+        inputs, targets = jnp.maximum(tokens[:, :-1], 0), tokens[:, 1:]
+        hidden, head = model.apply({"params": params}, inputs, method="features")
+        return cross_entropy(hidden, head, targets, chunk=chunk, z_loss=model.c.z_loss)
+
+    return loss_fn
+
+
+def initial_params(model: Decoder, seed):
+    """Parameters of one model. Made as plainly as can be: they do not depend on how the layers are run."""
+    return Decoder(model.c).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def initial_state(optimiser, *, replicas: int, rounds: Rounds | None = None) -> Callable:
+    """start(params) -> State; all replicas start from the same parameters."""
+
+    def start(params):
+        inner = State(params, optimiser.init(params))
+        inner = jax.tree.map(lambda x: jnp.broadcast_to(x, (replicas, *x.shape)), inner)
+        return inner._replace(outer=rounds.init(params) if rounds else None)
+
+    return start
