@@ -2,6 +2,9 @@
 
     python -m benchmarks.diloco [--shape=gpu] [--sequences=32] [--out=benchmarks/results/NAME.json]
 
+The default batch has as many tokens a parameter as the smallest published runs (65,536 for 35M): what every replica pays
+for its own AdamW is a matter of this ratio.
+
 An arm is H inner steps on the same number of tokens a step, shared by M replicas, and what its replicas do at the end
 of the round. Arms take turns, ROUNDS rounds each after one that is not counted, every round waited for.
 """
@@ -61,13 +64,13 @@ def rounds(shape: dict, dtype: str, changes: dict):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="cpu", choices=SHAPES)
-    parser.add_argument("--sequences", type=int, default=0, help="in a batch; 0: the shape's")
+    parser.add_argument("--sequences", type=int, default=32, help="in a batch")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", default="")
     args = parser.parse_args()
     import jax
 
-    shape = SHAPES[args.shape] | ({"sequences": args.sequences} if args.sequences else {})
+    shape = SHAPES[args.shape] | {"sequences": args.sequences}
     arms = {name: rounds(shape, args.dtype, changes) for name, changes in ARMS.items()}
     seconds = {name: [] for name in arms}
     for i in range(ROUNDS + 1):

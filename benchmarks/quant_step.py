@@ -18,18 +18,9 @@ from launch.entry import with_huge_pages
 
 
 def quantised(words: str, shape: dict, dtype: str):
-    """(step, compile seconds) of `benchmarks.step.ours` with the products of RECIPE:CHANGES in its linears."""
-    from jaxlab.quant.dot import dot
-    from jaxlab.quant.recipes import recipe
-    from jaxlab.train import build
-
+    """(step, compile seconds) of `benchmarks.step.ours` by RECIPE:CHANGES."""
     name, _, changes = words.partition(":")
-    product, plain = dot(recipe(name, changes)), build.decoder
-    build.decoder = lambda *args: plain(*args).clone(dot=product)
-    try:
-        return ours(shape, dtype, [])[:2]
-    finally:
-        build.decoder = plain
+    return ours(shape, dtype, [], {"quant.recipe": name, "quant.cast": changes})[:2]
 
 
 def main() -> None:

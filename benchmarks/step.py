@@ -48,8 +48,8 @@ def config_of(shape: dict, dtype: str, options: list[str]):
     return config
 
 
-def ours(shape: dict, dtype: str, options: list[str]):
-    """(step() -> array to wait for, compile seconds, state bytes / parameter bytes)."""
+def ours(shape: dict, dtype: str, options: list[str], changes: dict | None = None):
+    """(step() -> array to wait for, compile seconds, state bytes / parameter bytes); changes: {key: value}."""
     import jax
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
@@ -58,6 +58,7 @@ def ours(shape: dict, dtype: str, options: list[str]):
     from jaxlab.train.program import program
 
     config = config_of(shape, dtype, options)
+    config.update_from_flattened_dict(changes or {})
     made = program(config, parallel.mesh(1, 1, 1), shape["vocab"])
     state = made.init(0)
     put = [jax.device_put(b[None, None, None], made.batch_sharding) for b in batches(shape, extra=1)]
