@@ -2,8 +2,8 @@
 
     python -m benchmarks.diloco [--shape=gpu] [--sequences=32] [--out=benchmarks/results/NAME.json]
 
-The default batch has as many tokens a parameter as the smallest published runs (65,536 for 35M): what every replica pays
-for its own AdamW is a matter of this ratio.
+The default batch has as many tokens a parameter as the smallest published runs (65,536 for 35M): what replicas pay
+for an AdamW of their own is a matter of this ratio.
 
 An arm is H inner steps on the same number of tokens a step, shared by M replicas, and what its replicas do at the end
 of the round. Arms take turns, ROUNDS rounds each after one that is not counted, every round waited for.

@@ -17,13 +17,15 @@ SAVE_EVERY = 8_192  # tokens: 16 steps
 def run(kills: int, seed: int, folder: Path) -> dict:
     """Undisturbed run, then one killed `kills` times; asserts that they are equal. Returns what happened.
 
+    Its replicas meet every 5 steps, half of the model at a time, and are saved in mid-round with a change under way.
     Most kills come within a second of the first new step, during which the run saves several times; the others at
     any moment from the start of the process on.
     """
     draw, data = random.Random(seed), tiny.make_store(folder)
     file = tiny.config_file(
         folder / "config.py", data, tokens=512 * (200 + 60 * kills), checkpoint__every_tokens=SAVE_EVERY,
-        evaluate__every_tokens=32_768, evaluate__tokens=256,
+        evaluate__every_tokens=32_768, evaluate__tokens=256, replicas=2, diloco__sync_every=5, diloco__fragments=2,
+        diloco__overlap=2,
     )  # fmt: skip
     straight, killed = folder / "straight", folder / "killed"
     began = time.monotonic()
