@@ -1,6 +1,7 @@
 """From a config to pure functions of a run's state: what is compiled, and where everything lives. Needs no data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -172,12 +173,23 @@ def _program(config: ConfigDict, mesh: Mesh, vocab_size: int, rule: Recipe, late
 
 def recipes(q: ConfigDict) -> dict[int, Recipe]:
     """{tokens: recipe from then on}, from 0, by `config.quant`. Raises InputError."""
-    return stages(q.stages, recipe(q.recipe, q.cast, **{p: q[p] for p in OPERANDS}))
+    with _keys_of("quant"):
+        return stages(q.stages, recipe(q.recipe, q.cast, **{p: q[p] for p in OPERANDS}))
 
 
 def product(rule: Recipe, fp8: str, mesh: Mesh) -> Callable:
     """The product of the blocks' linears. A recipe that casts nothing takes the plain one."""
-    return quant.dot(rule, fp8=fp8, device=mesh.devices.flat[0]) if rule.casts else linear.dot
+    with _keys_of("quant"):
+        return quant.dot(rule, fp8=fp8, device=mesh.devices.flat[0]) if rule.casts else linear.dot
+
+
+@contextmanager
+def _keys_of(section: str) -> Iterator[None]:
+    """What is wrong with an argument is wrong with the key of that name."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{section}.{error}") from error
 
 
 def _shardings(shapes: State, mesh: Mesh, config: ConfigDict) -> State:

@@ -1,0 +1,61 @@
+"""Casts in the trainer: stages over tokens, what evaluation sees, what is refused before anything compiles."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlab.config import InputError
+from jaxlab.train.build import build
+from jaxlab.train.report import precision
+from jaxlab.train.state import Clock
+from tests import tiny
+
+BASE = {"compute__layers": "scan", "tokens": 4_096, "compute__steps_per_call": 3}  # 8 steps of 512
+CAST = {"quant__recipe": "all", "quant__cast": "e2m1,block=16", "quant__P5": "none"}
+
+
+def losses(run):
+    state, found = run.program.init(np.uint32(0)), []
+    for call in run.calls(Clock()):
+        state, metrics = run.step(state, call, run.arguments(call))
+        found += jax.device_get(metrics["loss"])[: call.count].tolist()
+    return np.array(found), state
+
+
+def test_stages_change_the_arithmetic_where_they_say_and_nothing_else(data):
+    """Cast up to 2,048 tokens, then not: the first four steps are those of a run that casts throughout, the fifth
+    starts from the same parameters and another loss; the end is evaluated as an uncast run would."""
+    cast = build(tiny.config(data, **BASE, **CAST))
+    staged = build(tiny.config(data, **BASE, **CAST, quant__stages="0:e2m1/2048:none"))
+    plain = build(tiny.config(data, **BASE))
+    throughout, _ = losses(cast)
+    found, state = losses(staged)
+    never, _ = losses(plain)
+    np.testing.assert_array_equal(found[:4], throughout[:4])
+    assert (found[4:] != throughout[4:]).all()
+    assert (found != never).all()
+    assert [call.start.tokens for call in staged.calls(Clock())] == [0, 1_536, 2_048, 3_584]
+    assert staged.evaluate(state) == plain.evaluate(state) == staged.evaluate(state, 2_048)
+    assert staged.evaluate(state, 2_047) == cast.evaluate(state) != plain.evaluate(state)
+    assert precision(plain) == ""
+    said = precision(staged)
+    assert "from 0 tokens P1 e2m1/16, P2 e2m1/16, P3 e2m1/16, P4 e2m1/16, P6 e2m1/16 (forward, input gradient" in said
+    assert "simulated: FP8 products must have" in said
+    assert said.endswith("from 2,048 tokens none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quant__recipe": "fp9"}, "quant.recipe='fp9': must be one of none, capybara, all"),
+        ({"quant__recipe": "all", "quant__cast": "e9m9"}, "e9m9"),
+        ({"quant__P2": "e4m3,rows=two"}, "quant.P2='e4m3,rows=two': rows must be a whole number"),
+        ({"quant__recipe": "all", "quant__stages": "5:e2m1"}, "quant.stages='5:e2m1': tokens must start at 0 and grow"),
+        ({"quant__recipe": "mxfp8", "quant__fp8": "native"}, "quant.fp8=native: FP8 products must have an NVIDIA GPU"),
+        ({"quant__recipe": "mxfp8", "quant__fp8": "yes"}, "quant.fp8='yes': must be one of auto, native, simulated"),
+    ],
+)
+def test_bad_input(data, changes, message):
+    with pytest.raises(InputError) as error:
+        build(tiny.config(data, **BASE, **changes))
+    assert message in str(error.value)
