@@ -135,6 +135,7 @@ SCALES = {
             Grid("loss", ("53k",), octaves=OCTAVE, seeds=(0, 1)),
             Grid("loss", ("108k",), octaves=OCTAVE[:2]),
             Grid("loss", ("180k",)),
+            Grid("loss", ("26k", "53k"), (0, 1), seeds=(3, 4, 5, 6, 7)),  # whose difference is the smallest
             Grid("batch", ("26k", "53k"), (0, 1, 2, 4), octaves=(0, -1), batches=(64, 128, 512, 1_024, 2_048)),
             Grid("outer_lr", ("26k", "53k"), (1, 2, 4, 8), outer_lr=ETAS),
             Grid("sync_every", ("53k",), (1, 4), outer_lr=(0.2, 0.6, 1.0), sync_every=(1, 5, 10, 100)),

@@ -112,7 +112,7 @@ def predicted(runs: list[dict]) -> str:
     found = effect.prediction(runs)
     return (
         f"|log residual| of the rate: {by({m: r for m, (r, _) in found.items()}, '.2f')}; loss lost, %: "
-        f"{by({m: lost for m, (_, lost) in found.items()}, '.2f')}; batch: one size was swept, not measured"
+        f"{by({m: lost for m, (_, lost) in found.items()}, '.2f')}; batch: too few sizes were swept"
     )
 
 
