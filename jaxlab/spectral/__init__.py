@@ -1,0 +1,1 @@
+"""Spectra of activations: the streamed covariance, and what its eigenvalues say of the width in use."""
