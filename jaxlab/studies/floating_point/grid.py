@@ -25,7 +25,8 @@ class Setting(NamedTuple):
     """All that tells one run from another, and the columns of the results.
 
     format: "" is unquantised, the twin that others are compared with; block: elements that share a scale, "channel" for
-    the whole contracted axis or "tensor"; stages: as `config.quant.stages`; halvings: of the model's learning rate.
+    the whole contracted axis or "tensor"; stages: formats that take turns, as in e1m0,e3m2, each for an equal part of
+    the run; halvings: of the model's learning rate.
     """
 
     part: str
@@ -130,16 +131,10 @@ def powers(first: int, last: int) -> tuple[int, ...]:
     return tuple(2**i for i in range(first, last + 1))
 
 
-def steps_of_precision(tokens: int, *formats: str) -> str:
-    """Stages of equal length, as in `config.quant.stages`."""
-    return "/".join(f"{i * tokens // len(formats)}:{name}" for i, name in enumerate(formats))
-
-
-def schedules(model: str, tokens: int, seeds: tuple[int, ...], low="e1m0", middle="e2m1", high="e3m2") -> Grid:
+def schedules(model: str, tokens: int, seeds: tuple[int, ...]) -> Grid:
     """Two bits then six, six then two, in two stages and in three: as many bits as four throughout."""
-    orders = ((low, high), (high, low), (low, middle, high), (high, middle, low))
-    stages = tuple(steps_of_precision(tokens, *order) for order in orders)
-    return Grid("schedule", (model,), (tokens,), (middle,), stages=("", *stages), seeds=seeds)
+    orders = ("", "e1m0,e3m2", "e3m2,e1m0", "e1m0,e2m1,e3m2", "e3m2,e2m1,e1m0")
+    return Grid("schedule", (model,), (tokens,), ("e2m1",), stages=orders, seeds=seeds)
 
 
 PAIRS = ("P2+P4", "P2+P6", "P4+P6", TARGETS)
@@ -159,28 +154,25 @@ SCALES = {
             Grid("block", ("14k",), (16_384,), ("e1m1",), blocks=(8,)),
             Grid("data", ("14k",), (32_768,), ("", "e1m1")),
             Grid("law", ("25k",), (16_384,), ("e1m1",)),
-            Grid("schedule", ("14k",), (16_384,), ("e2m1",), stages=(steps_of_precision(16_384, "e1m0", "e3m2"),)),
+            Grid("schedule", ("14k",), (16_384,), ("e2m1",), stages=("e1m0,e3m2",)),
         ),
         data=NEWS, vocab_size=512, context=64, evaluation_tokens=8_192,
     ),
     "laptop": Scale(
         grids=(
-            Grid("base", ("26k",), (2**19,), seeds=(0, 1, 2)),
-            Grid("base", ("26k",), powers(17, 21), seeds=(0, 1)),
-            Grid("base", ("53k",), powers(18, 21), seeds=(0, 1)),
-            Grid("base", ("108k",), powers(19, 21)),
-            Grid("targets", ("26k",), (2**19,), ("e1m1",), targets=(*ALONE, *PAIRS), seeds=(0, 1, 2)),
-            Grid("exponent", ("26k",), (2**19,), EXPONENT, seeds=(0, 1, 2)),
-            Grid("mantissa", ("26k",), (2**19,), MANTISSA, seeds=(0, 1, 2)),
-            Grid("block", ("26k",), (2**19,), ("e1m1", "e2m1"), blocks=powers(1, 7), seeds=(0, 1, 2)),
-            Grid("data", ("26k",), powers(17, 21), ("e1m0", "e1m1"), seeds=(0, 1)),
+            Grid("base", ("26k",), (2**20,), seeds=(0, 1, 2)),
+            Grid("base", ("26k",), powers(17, 22), seeds=(0, 1)),
+            Grid("base", ("53k", "108k"), powers(19, 21), seeds=(0, 1)),
+            Grid("exponent", ("26k",), (2**20,), EXPONENT, seeds=(0, 1, 2)),
+            Grid("mantissa", ("26k",), (2**20,), MANTISSA, seeds=(0, 1, 2)),
+            Grid("targets", ("26k",), (2**20,), ("e1m1",), targets=(*ALONE, *PAIRS), seeds=(0, 1, 2)),
+            Grid("block", ("26k",), (2**20,), ("e1m1", "e2m1"), blocks=powers(1, 7), seeds=(0, 1, 2)),
+            Grid("data", ("26k",), powers(17, 22), ("e1m0", "e1m1"), seeds=(0, 1)),
             Grid("data", ("26k",), (2**21,), ("", "e1m0"), halvings=(1,), seeds=(0, 1)),
-            Grid("law", ("53k",), powers(18, 20), ("e1m0", "e1m1", "e2m1"), seeds=(0, 1)),
-            Grid("law", ("53k",), (2**20,), ("e2m0", "e1m2", "e2m2"), seeds=(0, 1)),
+            Grid("law", ("53k", "108k"), powers(19, 21), ("e1m0", "e1m1", "e2m1"), seeds=(0, 1)),
+            Grid("law", ("53k",), (2**20,), ("e1m2", "e2m2", "e3m1"), seeds=(0, 1)),
             Grid("law", ("53k",), (2**20,), ("e1m1",), blocks=(2, 4, 8, 16), seeds=(0, 1)),
-            Grid("law", ("53k",), (2**21,), ("e1m0", "e1m1")),
-            Grid("law", ("108k",), powers(19, 20), ("e1m0", "e1m1", "e2m1")),
-            schedules("26k", 2**19, (0, 1, 2)),
+            schedules("26k", 2**20, (0, 1, 2)),
         ),
         data=NEWS, vocab_size=512, context=32, steps_per_call=10,
     ),
@@ -188,9 +180,9 @@ SCALES = {
         grids=(
             Grid("base", ("5m", "13m"), powers(26, 29), seeds=(0, 1)),
             Grid("base", ("27m",), powers(27, 29)),
-            Grid("targets", ("5m",), (2**27,), ("e1m1",), targets=(*ALONE, *PAIRS), seeds=(0, 1)),
             Grid("exponent", ("5m",), (2**27,), EXPONENT, seeds=(0, 1)),
             Grid("mantissa", ("5m",), (2**27,), MANTISSA, seeds=(0, 1)),
+            Grid("targets", ("5m",), (2**27,), ("e1m1",), targets=(*ALONE, *PAIRS), seeds=(0, 1)),
             Grid("block", ("5m",), (2**27,), ("e1m1", "e2m1"), blocks=powers(3, 9), seeds=(0, 1)),
             Grid("data", ("5m",), powers(26, 29), ("e1m0", "e1m1"), seeds=(0, 1)),
             Grid("data", ("5m",), (2**29,), ("", "e1m0"), halvings=(1,), seeds=(0, 1)),
@@ -234,6 +226,12 @@ def operands(run: Setting) -> dict[str, str]:
     return dict.fromkeys(run.targets.split("+"), f"{run.format},{block}") if run.format else {}
 
 
+def stages(run: Setting) -> str:
+    """As `config.quant.stages` has them."""
+    formats = run.stages.split(",") if run.stages else []
+    return "/".join(f"{i * run.tokens // len(formats)}:{name}" for i, name in enumerate(formats))
+
+
 def config(s: Scale, run: Setting) -> ConfigDict:
     """The paper's recipe: AdamW (0.9, 0.95), weight decay 0.1 times the rate, clipping at 1, cosine to 0."""
     m, c = MODELS[run.model], default()
@@ -242,7 +240,7 @@ def config(s: Scale, run: Setting) -> ConfigDict:
     c.model.update(ARCHITECTURES[m.family] | {"family": m.family, "vocab_size": s.vocab_size, "context": s.context})
     c.model.update(num_layers=m.layers, d_model=m.width, d_ff=m.d_ff)
     c.model.update(num_heads=m.heads, num_kv_heads=m.heads, head_dim=m.width // m.heads)
-    c.quant.update(operands(run) | {"stages": run.stages})
+    c.quant.update(operands(run) | {"stages": stages(run)})
     c.batch.update(tokens=m.batch, context=s.context)
     c.optim.update(b2=0.95, weight_decay=0.1, decay="coupled")
     c.schedule.update(peak_lr=m.peak_lr / 2**run.halvings, final_fraction=0.0)
