@@ -1,9 +1,9 @@
 """Cost of DiLoCo on one device: tokens/s of whole rounds of M replicas against data-parallel on the same batches.
 
-    python -m benchmarks.diloco [--shape=gpu] [--sequences=32] [--out=benchmarks/results/NAME.json]
+    python -m benchmarks.diloco [--shape=gpu] [--out=benchmarks/results/NAME.json]
 
-The default batch has as many tokens a parameter as the smallest published runs (65,536 for 35M): what replicas pay
-for an AdamW of their own is a matter of this ratio.
+The default shape is the demo's: its batch has as many tokens a parameter (2,048 for 1.3M) as that of the smallest
+published runs (65,536 for 35M). What replicas pay for an AdamW of their own is a matter of this ratio.
 
 An arm is H inner steps on the same number of tokens a step, shared by M replicas, and what its replicas do at the end
 of the round. Arms take turns, ROUNDS rounds each after one that is not counted, every round waited for.
@@ -63,14 +63,13 @@ def rounds(shape: dict, dtype: str, changes: dict):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="cpu", choices=SHAPES)
-    parser.add_argument("--sequences", type=int, default=32, help="in a batch")
+    parser.add_argument("--shape", default="demo", choices=SHAPES)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", default="")
     args = parser.parse_args()
     import jax
 
-    shape = SHAPES[args.shape] | {"sequences": args.sequences}
+    shape = SHAPES[args.shape]
     arms = {name: rounds(shape, args.dtype, changes) for name, changes in ARMS.items()}
     seconds = {name: [] for name in arms}
     for i in range(ROUNDS + 1):

@@ -2,7 +2,7 @@
 
     python -m benchmarks.step                                          # ours
     python -m benchmarks.step --nanodo=PATH --nanodo_python=PYTHON     # against the peer (see README.md)
-    python -m benchmarks.step --shape=gpu                              # a larger shape for one GPU
+    python -m benchmarks.step --shape=gpu                              # a larger shape for one GPU; demo: a smaller one
 
 Each side runs in its own process on the same fixed batches: 4 warm-up steps, then blocks of steps taken in turns,
 every step waited for. Prints one row a side: median and best milliseconds, tokens/s, CPU-seconds a step, peak RSS,
@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 SHAPES = {
+    "demo": {"d_model": 128, "layers": 4, "heads": 4, "ff": 512, "context": 128, "sequences": 16, "vocab": 4096},
     "cpu": {"d_model": 256, "layers": 6, "heads": 8, "ff": 1024, "context": 256, "sequences": 8, "vocab": 1024},
     "gpu": {"d_model": 1024, "layers": 12, "heads": 16, "ff": 4096, "context": 2048, "sequences": 16, "vocab": 32768},
 }
