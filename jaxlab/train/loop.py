@@ -77,7 +77,7 @@ def _start(run: Run, checkpoints: Checkpoints, console: Console) -> tuple[State,
         say(console, f"resuming  at {clock.tokens:,} tokens, step {clock.steps:,}")
     if next(run.calls(clock), None):
         began = time.perf_counter()
-        memory = run.program.compiled.memory_analysis()
+        memory = run.program.at(clock.tokens).compiled.memory_analysis()
         say(console, report.compiled(time.perf_counter() - began, memory))
     return state, clock
 

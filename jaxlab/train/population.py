@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -104,7 +104,11 @@ def _steps(members: list[Member], states: State, clock: Clock, stopping) -> tupl
     """All steps that are left and what is due between them, as `loop.steps` takes them for one run."""
     program, config = members[0].run.program, members[0].run.config
     outer_lrs = np.float32([member.run.config.diloco.outer_lr for member in members])
-    together = jax.jit(jax.vmap(program.inner_steps, in_axes=(0, 0, 0, None)), donate_argnums=0)
+
+    @cache
+    def together(stage):
+        steps = program.at(stage).inner_steps
+        return jax.jit(jax.vmap(steps, in_axes=(0, 0, 0, None)), donate_argnums=0)
 
     @partial(jax.jit, static_argnums=1, donate_argnums=0)
     def meet(states, event):
@@ -113,7 +117,8 @@ def _steps(members: list[Member], states: State, clock: Clock, stopping) -> tupl
     meter = Meter(flops.training_per_token(program.model.c, config.batch.context), peak_flops(program.mesh)[0])
     pending = None
     for calls, arguments, waited in loop.prefetch(_Fed(members), clock):
-        inner, metrics = together(states._replace(outer=None), *arguments)
+        stage = max((at for at in program.later if at <= calls[0].start.tokens), default=0)
+        inner, metrics = together(stage)(states._replace(outer=None), *arguments)
         states = inner._replace(outer=states.outer)
         metrics = jax.tree.map(lambda m: m.mean(axis=2), metrics)  # [members, n]
         for event in calls[0].events:

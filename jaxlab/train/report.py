@@ -35,7 +35,7 @@ def header(run: Run, peak: float | None, peak_source: str) -> list[str]:
     if cast := precision(run):
         lines["precision"] = cast
     if run.program.rounds:
-        lines["rounds"] = run.program.rounds.describe(end.steps)
+        lines["rounds"] = run.program.rounds.describe(end.steps, c.diloco.outer_lr)
     return [f"{name:10s}{text}" for name, text in lines.items()]
 
 

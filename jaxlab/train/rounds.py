@@ -30,6 +30,8 @@ class Rounds:
         """params: shapes of the model's parameters, without a replica axis."""
         self._d, self._params, self._replicas = d, params, replicas
         self._parts = fragments(params, d.fragments, d.fragment_order)
+        parts = [jax.eval_shape(lambda params, part=part: take(params, part), params) for part in self._parts]
+        self._bytes = [codec.sent_bytes(part, d.codec) for part in parts]
         self._optimiser = diloco.nesterov(d.outer_momentum)
         self._exchange = codec.exchange(d.codec, _gather(mesh) if replicas > 1 else lambda x: x)
 
@@ -93,10 +95,9 @@ class Rounds:
     def sent_bytes(self, event: tuple) -> int:
         """Bytes that one replica sends at an event."""
         what, index = event
-        part = jax.eval_shape(lambda params: take(params, self._parts[index]), self._params)
-        return 0 if what == "receive" else codec.sent_bytes(part, self._d.codec)
+        return 0 if what == "receive" else self._bytes[index]
 
-    def describe(self, steps: int) -> str:
+    def describe(self, steps: int, outer_lr: float) -> str:
         """What happens in a run of so many steps, for a person."""
         d = self._d
         left = steps % d.sync_every
@@ -110,7 +111,7 @@ class Rounds:
         }
         usual = (
             f"{steps // d.sync_every:,} of {d.sync_every} steps, {self._replicas} replicas, "
-            f"outer lr {d.outer_lr:g}, Nesterov {d.outer_momentum:g}"
+            f"outer lr {outer_lr:g}, Nesterov {d.outer_momentum:g}"
         )
         return ", ".join([usual, *(text for text, wanted in variants.items() if wanted)])
 

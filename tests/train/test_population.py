@@ -21,6 +21,8 @@ SHORT = {
     "checkpoint__every_tokens": 2_048,
     "replicas": 2,
     "diloco__sync_every": 3,
+    "quant__recipe": "capybara",
+    "quant__stages": "0:none/4096:e2m1,block=16",
 }
 MEMBERS = {
     "slow": {"schedule__peak_lr": 1e-3},
