@@ -5,7 +5,7 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from jaxlab.config import InputError
 from jaxlab.studies.study import ENDED, Study, Trial, facts, held, load, pace, results, status
@@ -21,11 +21,11 @@ _RUNS = flags.DEFINE_string("runs", "runs", "folder of the runs")
 _RESULTS = flags.DEFINE_string("results", "results", "folder of the reports")
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE: a change to the config of every run")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print what `run` would run, and what it would cost")
-WIDTH = 120  # tables are wider than a pipe is said to be
+WIDE = 10_000  # characters: a pipe or a file has tables whole
 
 
 def main(words: list[str], console: Console) -> int:
-    console = Console(width=max(console.width, WIDTH))
+    console = console if console.is_terminal else Console(width=WIDE)
     actions = {"run": run, "list": show, "report": report}
     if len(words) != 1 or words[0] not in actions:
         raise InputError(f"{' '.join(words) or 'no action'}: say one of {', '.join(actions)}")
@@ -94,7 +94,7 @@ def prepare(study: Study, console: Console) -> None:
 def show(study: Study, changes: dict, console: Console) -> int:
     """Prints every run and how it stands."""
     found = {row["name"]: row for row in results(study)}
-    table = Table("index", *study.trials[0].tags, "status", "loss", "bits/byte", "seconds")
+    table = wrapped("index", *study.trials[0].tags, "status", "loss", "bits/byte", "seconds")
     for i, trial in enumerate(study.trials):
         state, reason = status(study.folder / trial.name)
         row = found.get(trial.name, {})
@@ -103,6 +103,11 @@ def show(study: Study, changes: dict, console: Console) -> int:
         table.add_row(str(i), *map(str, trial.tags.values()), f"{state} {reason}".strip(), *numbers)
     console.print(table)
     return 0
+
+
+def wrapped(*columns: str) -> Table:
+    """A table that loses nothing where a terminal is too narrow."""
+    return Table(*(Column(name, overflow="fold") for name in columns), title_justify="left")
 
 
 def report(study: Study, changes: dict, console: Console) -> int:
@@ -126,7 +131,7 @@ def cost(study: Study, trials: tuple[Trial, ...]) -> Table:
     """A table of the runs: parameters N without and with embeddings, tokens D, FLOPs, predicted chip-hours."""
     seconds_per_flop, basis = pace(study)
     tags = [name for name in trials[0].tags if name != "tokens"]
-    table = Table(*tags, "N", "N + embeddings", "D", "FLOP", "chip-hours", title_justify="left")
+    table = wrapped(*tags, "N", "N + embeddings", "D", "FLOP", "chip-hours")
     total = 0.0
     for trial in trials:
         f = facts(trial.config)

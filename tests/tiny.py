@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from jaxlab.config import default
@@ -74,6 +75,17 @@ def launch(name: str, *flags: str, cache: Path | None = None, devices: int = 1, 
     """Runs a launcher to its end; text output captured."""
     env = environment(cache, devices)
     return subprocess.run(command(name, *flags), cwd=ROOT, env=env, capture_output=True, text=True, **options)
+
+
+def on_devices(script: str, *arguments: str, cache: Path | None = None, devices: int = 8, **variables: str):
+    """What `python -m SCRIPT *ARGUMENTS OUT.json` writes, on forced CPU devices: a process of its own, since their
+    number is fixed when JAX starts."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, env = Path(folder) / "out.json", environment(cache, devices) | variables
+        words = [sys.executable, "-m", script, *arguments, str(out)]
+        done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(out.read_text())
 
 
 def rows(workdir: Path) -> list[dict]:

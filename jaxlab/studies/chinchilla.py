@@ -20,8 +20,8 @@ from jaxlab.laws import diloco
 from jaxlab.laws.fit import Fit, fit
 from jaxlab.laws.resample import Bootstrap, bootstrap, leave_largest_out
 from jaxlab.model.families import ARCHITECTURES, SIZES
-from jaxlab.studies.claim import Claim, Verdict, compare, judged
-from jaxlab.studies.report import panels, sequential, with_interval
+from jaxlab.studies.claim import NEGATIVE, POSITIVE, Claim, Verdict, compare, judged
+from jaxlab.studies.report import LOSS, panels, sequential, with_interval
 from jaxlab.studies.study import Analysis
 from jaxlab.studies.tuning import best_rates, column, grouped, mean_loss, seed_noise, tuned
 
@@ -173,7 +173,7 @@ def counting(results: list[dict]) -> Verdict:
     effect = allocation_exponent(pairs[0][0].params) - allocation_exponent(pairs[1][0].params)
     drawn = [resampled.derived(allocation_exponent) for _, resampled in pairs]
     low, high = np.nanquantile(drawn[0] - drawn[1], [0.025, 0.975])
-    return compare(effect, float(low), float(high), (0.0, math.inf), "a (non-embedding) - a (all); agrees above 0")
+    return compare(effect, float(low), float(high), POSITIVE, "a (non-embedding) - a (all); agrees above 0")
 
 
 def of_the_rates(name: str, supports: tuple[float, float], sign: str):
@@ -202,9 +202,9 @@ CLAIMS = (
     Claim("C5", "Leaving the embeddings out of N raises the exponent of N_opt at small size.",
           "0.73 without (2001.08361), 0.50 with (2203.15556); explained so by 2406.12907", GRID, counting),
     Claim("C6", "The best peak learning rate falls with model size.", "N^-0.713 (2503.04715), N^-0.819 (2503.09799)",
-          GRID, of_the_rates("N", (-math.inf, 0.0), "below")),
+          GRID, of_the_rates("N", NEGATIVE, "below")),
     Claim("C7", "At a fixed batch the best peak learning rate rises with the tokens trained on.",
-          "D^0.307, batch tuned too (2503.04715)", GRID, of_the_rates("D", (0.0, math.inf), "above")),
+          "D^0.307, batch tuned too (2503.04715)", GRID, of_the_rates("D", POSITIVE, "above")),
 )  # fmt: skip
 
 
@@ -249,7 +249,7 @@ def law_figure(results: list[dict]):
         style = {"color": sequential(i, len(budgets)), "lw": 1}
         left.plot(n[d == tokens], loss[d == tokens], "o", label=f"{tokens / 1e6:.2g} M tokens", **style)
         left.plot(sizes, found.predict({"N": sizes, "D": np.full(100, tokens)}), **style)
-    left.set(xscale="log", xlabel="parameters N (thousands)", ylabel="validation loss (nats/token)")
+    left.set(xscale="log", xlabel="parameters N (thousands)", ylabel=LOSS)
     left.set_xticks(np.unique(n), [f"{size / 1e3:,.0f}" for size in np.unique(n)])
     left.set_xticks([], minor=True)
     params, _ = leave_largest_out(found)
@@ -274,7 +274,7 @@ def rates_figure(results: list[dict]):
             ax.plot(column(rows, "log2_lr"), column(rows, "loss"), "o-", label=f"{tokens / 1e6:.2g} M", **style)
             ax.plot(*minima[model, tokens], "D", mfc="none", **style)
         ax.set(title=model, xlabel="log2 peak learning rate")
-    axes[0].set_ylabel("validation loss (nats/token)")
+    axes[0].set_ylabel(LOSS)
     axes[-1].legend(frameon=False, title="tokens", loc="center left", bbox_to_anchor=(1, 0.5))
     return fig
 
@@ -293,6 +293,6 @@ def frontier_figure(results: list[dict]):
     budget = np.geomspace(compute.min(), compute.max(), 100)
     n, d = law.allocation(found.params, budget)
     ax.plot(budget, found.predict({"N": n, "D": d}), "--", color="0.3", label="law, compute-optimal")
-    ax.set(xscale="log", xlabel="training compute 6ND (FLOP)", ylabel="validation loss (nats/token)")
+    ax.set(xscale="log", xlabel="training compute 6ND (FLOP)", ylabel=LOSS)
     ax.legend(frameon=False, fontsize=8)
     return fig

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxlab.config import InputError
+from jaxlab.studies.tuning import interval
+
+NEGATIVE, POSITIVE = (-math.inf, 0.0), (0.0, math.inf)
 
 
 class Verdict(NamedTuple):
@@ -51,6 +54,21 @@ def compare(effect: float, low: float, high: float, supports: tuple[float, float
     else:
         verdict = "inconclusive"
     return Verdict(verdict, effect, low, high, what)
+
+
+def by_interval(
+    settings: Callable, quantity: Callable, supports: tuple[float, float], what: str, detail: Callable | None = None
+) -> Callable[[list[dict]], Verdict]:
+    """Judges quantity(settings(rows)), a number, by its interval over redrawn losses. detail: what else there is to
+    say of the settings."""
+
+    def judge(rows: list[dict]) -> Verdict:
+        runs = settings(rows)
+        found = float(quantity(runs))
+        text = f"{what}; {detail(runs)}" if detail else what
+        return compare(found, *interval(runs, quantity), supports, text)
+
+    return judge
 
 
 def judged(claim: Claim, results: list[dict]) -> Judged:

@@ -5,13 +5,14 @@ import html
 import io
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from jaxlab.config import InputError
 from jaxlab.studies.claim import Judged
 from jaxlab.studies.study import ENDED, Analysis, Study, results, status, write_csv
 
+LOSS = "validation loss (nats/token)"
 COLOURS = {"supported": "#1a7f37", "contradicted": "#b3261e", "inconclusive": "#6b6b6b"}
 STYLE = """
 body { font: 16px/1.5 Georgia, serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -167,6 +168,19 @@ def reproduce(folder: str | Path) -> str:
         lines += [f"`{record['command']}`, [report](../{report})", ""]
         lines.append(_markdown(("table", [claim_row(claim) for claim in record["claims"]])))
     return "\n".join(lines) + "\n"
+
+
+def kept(parts: dict[str, Callable], runs: list[dict]) -> dict:
+    """{title: what its function makes of the settings}, without those that lack their runs."""
+    made = {}
+    for title, make in parts.items():
+        try:
+            found = make(runs)
+        except InputError:
+            continue
+        if found:
+            made[title] = found
+    return made
 
 
 def panels(rows: int, columns: int, *, width: float, height: float, **options):

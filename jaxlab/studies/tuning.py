@@ -5,6 +5,7 @@ A cell is everything that is tuned for by itself, for instance a model and a bud
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from jaxlab.config import InputError
 
 CELL = ("model", "tokens")
+DRAWS = 200
 
 
 def column(rows: list[dict], name: str) -> np.ndarray:
@@ -33,6 +35,11 @@ def grouped(results: list[dict], keys: tuple[str, ...]) -> dict[tuple, list[dict
     return groups
 
 
+def select(rows: list[dict], **values) -> list[dict]:
+    """The rows with these values."""
+    return [row for row in rows if all(row[k] == v for k, v in values.items())]
+
+
 def tuned(results: list[dict], cell: tuple[str, ...] = CELL) -> list[dict]:
     """The rows at each cell's best learning rate, by the mean loss over its seeds."""
     best = []
@@ -46,6 +53,43 @@ def seed_noise(results: list[dict], cell: tuple[str, ...] = CELL) -> float:
     settings = grouped(results, (*cell, "log2_lr")).values()
     variances = [np.var(column(rows, "loss"), ddof=1) for rows in settings if len(rows) > 1]
     return float(np.sqrt(np.mean(variances))) if variances else math.nan
+
+
+def redrawn(runs: list[dict], quantity: Callable) -> np.ndarray:
+    """quantity(runs), an array or number, for DRAWS sets of losses with noise between seeds added: [DRAWS, ...].
+
+    Of each run: its model, y, and own and shared, the standard deviations of what noise adds to y alone and to all of
+    its model. nan where a draw cannot be measured. Raises InputError where no setting ran twice.
+    """
+    rng, missing = np.random.default_rng(0), np.full_like(quantity(runs), np.nan, float)
+    y, own, shared = (np.array([run[k] for run in runs]) for k in ("y", "own", "shared"))
+    if np.isnan(own).any():
+        raise InputError("no setting ran with two seeds, so that the noise is not known")
+    models, of_run = np.unique([run["model"] for run in runs], return_inverse=True)
+    draws = []
+    for _ in range(DRAWS):
+        noisy = y + own * rng.standard_normal(len(y)) + shared * rng.standard_normal(len(models))[of_run]
+        try:
+            draws.append(quantity([run | {"y": value} for run, value in zip(runs, noisy.tolist(), strict=True)]))
+        except InputError:
+            draws.append(missing)
+    return np.array(draws, float)
+
+
+def interval(runs: list[dict], quantity: Callable) -> tuple[float, float]:
+    """Percentiles of 95 % of a number over redrawn losses; infinite where a draw in 20 cannot be measured."""
+    draws = redrawn(runs, quantity)
+    if np.isnan(draws).mean() > 0.05:
+        return -np.inf, np.inf
+    low, high = np.quantile(draws[~np.isnan(draws)], [0.025, 0.975], method="inverted_cdf")
+    return float(low), float(high)
+
+
+def slope(x, y) -> float:
+    """Of the straight line through points."""
+    if len(set(x)) < 2:
+        raise InputError("a slope needs two values to compare")
+    return float(np.polyfit(np.asarray(x, float), np.asarray(y, float), 1)[0])
 
 
 class Rates(NamedTuple):

@@ -1,9 +1,6 @@
 """The codecs against float64 searches over each format's values; bytes counted; eight devices send the small types."""
 
-import json
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -126,13 +123,8 @@ def test_an_unknown_codec_is_named():
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory, request):
-    out = tmp_path_factory.mktemp("devices") / "out.json"
-    env = tiny.environment(request.config.cache.mkdir("jax"), devices=8)
-    command = [sys.executable, "-m", "tests.optim.devices", str(out)]
-    done = subprocess.run(command, cwd=tiny.ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text())
+def compiled(request):
+    return tiny.on_devices("tests.optim.devices", cache=request.config.cache.mkdir("jax"))
 
 
 def sent(text: str) -> list[tuple[str, str, int]]:

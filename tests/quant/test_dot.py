@@ -1,9 +1,5 @@
 """Products of cast operands: each operand alone against numpy, nothing cast against `lax`, transformations."""
 
-import json
-import os
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -19,6 +15,7 @@ from jaxlab.model import linear
 from jaxlab.quant import dot as module
 from jaxlab.quant.dot import arithmetic, dot, dot_general
 from jaxlab.quant.recipes import OPERANDS, RECIPES, Operand, Recipe, recipe
+from tests import tiny
 from tests.quant.devices import CASES
 from tests.quant.layer import ATTENTION, BLOCK, DY, LINEAR, RNG, W, X, assert_same, linear_of, products
 from tests.quant.oracle import cast_along
@@ -159,15 +156,9 @@ def test_transformations_leave_the_numbers(name):
 
 
 @pytest.mark.slow
-def test_on_eight_devices(tmp_path):
+def test_on_eight_devices(request):
     """Sharded over replicas, batch and features: the numbers of one device, within float32 sums in another order."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    out = tmp_path / "differences.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.quant.devices", out], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
+    found = tiny.on_devices("tests.quant.devices", cache=request.config.cache.mkdir("jax"))
     assert set(found) == set(CASES)
     for name, differences in found.items():
         assert max(differences) < 1e-5, name

@@ -1,9 +1,5 @@
 """Streamed moments against numpy's float64 covariance of the same numbers, pooled; eight devices each with its own."""
 
-import json
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,13 +126,8 @@ def test_bad_input():
 
 
 @pytest.fixture(scope="module")
-def eight(tmp_path_factory, request):
-    out = tmp_path_factory.mktemp("devices") / "out.json"
-    env = tiny.environment(request.config.cache.mkdir("jax"), devices=8)
-    command = [sys.executable, "-m", "tests.spectral.devices", str(out)]
-    done = subprocess.run(command, cwd=tiny.ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text())
+def eight(request):
+    return tiny.on_devices("tests.spectral.devices", cache=request.config.cache.mkdir("jax"))
 
 
 @pytest.mark.slow

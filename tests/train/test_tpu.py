@@ -1,9 +1,6 @@
 """Two replicas on two TPU slices, compiled ahead of time: what crosses between the slices, and what does not."""
 
 import importlib.util
-import json
-import subprocess
-import sys
 
 import pytest
 
@@ -14,14 +11,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "e3m0": 0.5}
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    out = tmp_path_factory.mktemp("tpu") / "out.json"
-    env = tiny.environment() | {"TPU_SKIP_MDS_QUERY": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.train.tpu", str(out)], cwd=tiny.ROOT, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text())
+def found():
+    return tiny.on_devices("tests.train.tpu", devices=1, TPU_SKIP_MDS_QUERY="1")
 
 
 def test_inner_steps_stay_on_their_slice(found):

@@ -5,29 +5,18 @@ Intervals are of redrawn losses (`measures`), unless a claim is computed: then t
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 from jaxlab.config import default
 from jaxlab.cost import wallclock
 from jaxlab.cost.wallclock import Algorithm
-from jaxlab.studies.claim import Claim, Verdict, compare
+from jaxlab.studies.claim import NEGATIVE, POSITIVE, Claim, Verdict, by_interval, compare
 from jaxlab.studies.diloco import effects as effect
 from jaxlab.studies.diloco import measures as measure
+from jaxlab.studies.tuning import interval
 
 MODELS = {"10B": (10e9, 0.8), "405B": (405e9, 26.0), "671B": (671e9, 20.0)}  # (parameters, seconds a step)
-NEGATIVE, POSITIVE = (-math.inf, 0.0), (0.0, math.inf)
-
-
-def of(quantity: Callable, supports: tuple[float, float], what: str, detail: Callable | None = None) -> Callable:
-    """Judges a number by its interval over redrawn losses. detail(runs): what else there is to say."""
-
-    def judge(rows: list[dict]) -> Verdict:
-        runs = measure.settings(rows)
-        found = float(quantity(runs))
-        text = f"{what}; {detail(runs)}" if detail else what
-        return compare(found, *measure.interval(runs, quantity), supports, text)
-
-    return judge
+of = partial(by_interval, measure.settings)
 
 
 def by(values: dict, form: str) -> str:
@@ -38,7 +27,7 @@ def by(values: dict, form: str) -> str:
 def cross(rows: list[dict]) -> Verdict:
     """Contradicted where the laws part; else by where they meet."""
     runs = measure.settings(rows)
-    low, high = measure.interval(runs, effect.convergence)
+    low, high = interval(runs, effect.convergence)
     if low > 0:
         return Verdict(
             "contradicted", effect.convergence(runs), low, high, "exponent of M=2 less data-parallel's: they part"
@@ -47,7 +36,7 @@ def cross(rows: list[dict]) -> Verdict:
         "log10 N at which M=2 meets data-parallel, an extrapolation; agrees up to 10.5, set after laptop results were "
         "seen (docs/LAB.md); published laws: 9.4"
     )
-    return compare(effect.crossing(runs), *measure.interval(runs, effect.crossing), (-math.inf, 10.5), what)
+    return compare(effect.crossing(runs), *interval(runs, effect.crossing), (-math.inf, 10.5), what)
 
 
 def bandwidth(rows: list[dict]) -> Verdict:

@@ -9,6 +9,7 @@ from jaxlab.config import InputError
 from jaxlab.cost import wallclock
 from jaxlab.cost.wallclock import Algorithm
 from jaxlab.studies.diloco import measures as measure
+from jaxlab.studies.tuning import slope
 
 SIZE = 2.4e9  # parameters at which the wall-clock model is asked: the largest size that the paper swept
 BATCH = 2**18  # its data-parallel batch, tokens
@@ -51,7 +52,7 @@ def gap_slopes(runs: list[dict]) -> dict[int, float]:
     lines = {}
     for (model, m), gap in measure.gaps(runs).items():
         lines.setdefault(m, []).append((math.log2(sizes[model]), gap))
-    return {m: measure.slope(*zip(*line, strict=True)) for m, line in sorted(lines.items()) if len(line) > 2}
+    return {m: slope(*zip(*line, strict=True)) for m, line in sorted(lines.items()) if len(line) > 2}
 
 
 def mean_slope(runs: list[dict]) -> float:
@@ -145,7 +146,7 @@ def batch_exponent(runs: list[dict]) -> float:
         cells = [(math.log(m), math.log(b)) for (name, m), b in found.items() if name == model and m]
         middle = np.mean(cells, 0) if cells else 0
         x, y = x + [c[0] - middle[0] for c in cells], y + [c[1] - middle[1] for c in cells]
-    return measure.slope(x, y)
+    return slope(x, y)
 
 
 def large_batch_gap(runs: list[dict]) -> float:
@@ -170,7 +171,7 @@ def best_outer_rates(runs: list[dict]) -> dict[tuple, float]:
 
 def with_replicas(runs: list[dict]) -> float:
     found = best_outer_rates(runs)
-    return measure.slope([math.log2(m) for _, m in found], list(found.values()))
+    return slope([math.log2(m) for _, m in found], list(found.values()))
 
 
 def mean_outer_rates(runs: list[dict]) -> dict[int, float]:
@@ -199,7 +200,7 @@ def period_slopes(runs: list[dict]) -> dict[int, float]:
     found = {}
     for (_, m), line in measure.series(measure.periods(runs), "sync_every").items():
         points = [(math.log2(h), 100 * y) for h, y in line.items() if h >= 5]
-        found.setdefault(m, []).append(measure.slope(*zip(*points, strict=True)))
+        found.setdefault(m, []).append(slope(*zip(*points, strict=True)))
     return {m: float(np.mean(v)) for m, v in found.items()}
 
 
@@ -214,7 +215,7 @@ def rate_with_period(runs: list[dict]) -> float:
         line = lines.setdefault((s["model"], s["replicas"], s["sync_every"]), {})
         line[math.log2(s["outer_lr"])] = s["y"]
     found = measure.minima({cell: line for cell, line in lines.items() if len(line) > 2}).at
-    return measure.slope([math.log2(h) for *_, h in found], list(found.values()))
+    return slope([math.log2(h) for *_, h in found], list(found.values()))
 
 
 def mean_of(values: list[float]) -> float:
@@ -244,7 +245,7 @@ def fitting_tokens(runs: list[dict], m: int = 2, network: str = "medium") -> flo
 def time_to_loss(runs: list[dict], m: int = 2, network: str = "medium") -> float:
     """Time of M replicas over data-parallel's to one loss, each at its best batch: more tokens make up for a gap."""
     lines, swept = measure.longer(runs), measure.batches(runs)
-    falls = [-measure.slope([math.log(x) for x in line], list(line.values())) for line in lines.values()]
+    falls = [-slope([math.log(x) for x in line], list(line.values())) for line in lines.values()]
     gaps = [
         min(swept[model, m].values()) - min(swept[model, 0].values())
         for model, k in swept
@@ -262,7 +263,7 @@ def gap_with_tokens(runs: list[dict]) -> float:
         dp = lines.get((model, 0), {})
         shared = [x for x in line if x in dp]
         if m == 2 and len(shared) > 1:
-            slopes.append(measure.slope([math.log2(x) for x in shared], [100 * (line[x] - dp[x]) for x in shared]))
+            slopes.append(slope([math.log2(x) for x in shared], [100 * (line[x] - dp[x]) for x in shared]))
     if not slopes:
         raise InputError("M = 2 and data-parallel have not both run on more tokens")
     return float(np.mean(slopes))

@@ -6,16 +6,14 @@ Raises InputError where the runs are too few. M is `replicas`, 0 for data-parall
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxlab.config import InputError
-from jaxlab.studies.tuning import grouped
+from jaxlab.studies.tuning import grouped, select
 
 SETTING = ("model", "replicas", "log2_lr", "batch", "outer_lr", "sync_every", "over_training", "stabilisers")
-DRAWS = 200
 
 
 def repeated(rows: list[dict]) -> dict[str, tuple[list, np.ndarray]]:
@@ -60,40 +58,6 @@ def settings(rows: list[dict]) -> list[dict]:
         seeds = len([1 for name, _ in effects if name == model]) or 1
         made.append(first | {"y": float(y), "own": own / len(runs) ** 0.5, "shared": shared / seeds**0.5})
     return made
-
-
-def redrawn(runs: list[dict], quantity: Callable) -> np.ndarray:
-    """quantity(runs), an array or number, for DRAWS sets of losses with noise between seeds added: [DRAWS, ...].
-
-    nan where a draw cannot be measured. Raises InputError where no setting ran twice.
-    """
-    rng, missing = np.random.default_rng(0), np.full_like(quantity(runs), np.nan, float)
-    y, own, shared = (np.array([run[k] for run in runs]) for k in ("y", "own", "shared"))
-    if np.isnan(own).any():
-        raise InputError("no setting ran with two seeds, so that the noise is not known")
-    models, of_run = np.unique([run["model"] for run in runs], return_inverse=True)
-    draws = []
-    for _ in range(DRAWS):
-        noisy = y + own * rng.standard_normal(len(y)) + shared * rng.standard_normal(len(models))[of_run]
-        try:
-            draws.append(quantity([run | {"y": value} for run, value in zip(runs, noisy.tolist(), strict=True)]))
-        except InputError:
-            draws.append(missing)
-    return np.array(draws, float)
-
-
-def interval(runs: list[dict], quantity: Callable) -> tuple[float, float]:
-    """Percentiles of 95 % of a number over redrawn losses; infinite where a draw in 20 cannot be measured."""
-    draws = redrawn(runs, quantity)
-    if np.isnan(draws).mean() > 0.05:
-        return -np.inf, np.inf
-    low, high = np.quantile(draws[~np.isnan(draws)], [0.025, 0.975], method="inverted_cdf")
-    return float(low), float(high)
-
-
-def select(found: list[dict], **values) -> list[dict]:
-    """Settings with these values."""
-    return [s for s in found if all(s[k] == v for k, v in values.items())]
 
 
 def best(found: list[dict], keys: tuple[str, ...] = ("model", "replicas")) -> dict[tuple, dict]:
@@ -152,13 +116,6 @@ def minima(lines: dict[tuple, dict]) -> Minima:
         lowest = -(x @ (y - k * square)) / (x @ x) / (2 * k)
         at[cell] = float(np.clip(lowest, min(lines[cell]), max(lines[cell])))
     return Minima(float(k), at)
-
-
-def slope(x, y) -> float:
-    """Of the straight line through points."""
-    if len(set(x)) < 2:
-        raise InputError("a slope needs two values to compare")
-    return float(np.polyfit(np.asarray(x, float), np.asarray(y, float), 1)[0])
 
 
 def usual(runs: list[dict]) -> list[dict]:

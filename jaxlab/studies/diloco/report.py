@@ -1,7 +1,6 @@
 """Tables and figures of the DiLoCo study. What the results do not hold yet is left out."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -12,27 +11,14 @@ from jaxlab.laws import diloco as law
 from jaxlab.laws.lines import power_law
 from jaxlab.studies.diloco import effects as effect
 from jaxlab.studies.diloco import measures as measure
-from jaxlab.studies.report import panels, sequential, with_interval
+from jaxlab.studies.report import LOSS, kept, panels, sequential, with_interval
+from jaxlab.studies.tuning import redrawn, select
 
 COLOURS = {0: "0.3"} | {m: sequential(i, 4) for i, m in enumerate((1, 2, 4, 8))}
-LOSS = "validation loss (nats/token)"
 
 
 def label(m: int) -> str:
     return f"M={m}" if m else "data-parallel"
-
-
-def kept(parts: dict[str, Callable], runs: list[dict]) -> dict:
-    """{title: what its function makes of the settings}, without those that lack their runs."""
-    made = {}
-    for title, make in parts.items():
-        try:
-            found = make(runs)
-        except InputError:
-            continue
-        if found:
-            made[title] = found
-    return made
 
 
 def tables(results: list[dict]) -> dict[str, list[dict]]:
@@ -65,7 +51,7 @@ def laws_table(runs: list[dict]) -> list[dict]:
     def flat(drawn):
         return np.array([x for line in effect.loss_lines(drawn).values() for x in line])
 
-    lines, draws = effect.loss_lines(runs), measure.redrawn(runs, flat)
+    lines, draws = effect.loss_lines(runs), redrawn(runs, flat)
     ends = np.nanquantile(draws, [0.025, 0.975], 0).reshape(2, -1, 2)
     slopes, left = effect.gap_slopes(runs), effect.residuals(runs)
     return [
@@ -197,7 +183,7 @@ def draw_lines(lines: dict[tuple, dict], xlabel: str, lowest: dict | None = None
 def loss_figure(runs: list[dict]):
     found, gaps = measure.tuned(runs), measure.gaps(runs)
     fig, (left, right) = panels(1, 2, width=10, height=4)
-    ends = np.nanquantile(measure.redrawn(runs, lambda r: np.array(list(measure.gaps(r).values()))), [0.025, 0.975], 0)
+    ends = np.nanquantile(redrawn(runs, lambda r: np.array(list(measure.gaps(r).values()))), [0.025, 0.975], 0)
     bars = dict(zip(gaps, ends.T, strict=True))
     for m in sorted({m for _, m in found}):
         n = np.array([s["parameters"] for (_, k), s in found.items() if k == m])
@@ -224,7 +210,7 @@ def loss_figure(runs: list[dict]):
 
 
 def rates_figure(runs: list[dict]):
-    lines = measure.series(measure.select(runs, part="loss"), "log2_lr", at_least=2)
+    lines = measure.series(select(runs, part="loss"), "log2_lr", at_least=2)
     return draw_lines(lines, "log2 peak learning rate", measure.rates(runs).at)
 
 

@@ -5,35 +5,25 @@ Intervals are of redrawn losses, those of fitted laws of resampled settings; of 
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from jaxlab.laws import floating_point as law
 from jaxlab.laws.fit import Fit
-from jaxlab.studies.claim import Claim, Verdict, compare
+from jaxlab.studies.claim import NEGATIVE, POSITIVE, Claim, Verdict, by_interval, compare
 from jaxlab.studies.floating_point import effects as effect
 from jaxlab.studies.floating_point import measures as measure
 from jaxlab.studies.floating_point.grid import TARGETS
+from jaxlab.studies.tuning import interval
 
 PAPER = law.CAPYBARA_CONSTANTS
-NEGATIVE, POSITIVE = (-math.inf, 0.0), (0.0, math.inf)
 LAYOUTS = (  # the paper's table, 1 to 16 bits
     "e0m0", "e1m0", "e1m1", "e2m1", "e2m2", "e3m2", "e3m3", "e4m3", "e4m4", "e5m4", "e5m5", "e6m5", "e6m6", "e7m6",
     "e7m7", "e8m7",
 )  # fmt: skip
 CRITICAL = {(8, 7): (1730e12, 5e12), (4, 3): (27e12, 0.5e12), (2, 1): (0.4e12, 0.05e12)}  # tokens, half a last digit
-
-
-def of(quantity: Callable, supports: tuple[float, float], what: str, detail: Callable | None = None) -> Callable:
-    """Judges a number by its interval over redrawn losses. detail(runs): what else there is to say."""
-
-    def judge(rows: list[dict]) -> Verdict:
-        runs = measure.finished(rows)
-        found = float(quantity(runs))
-        text = f"{what}; {detail(runs)}" if detail else what
-        return compare(found, *measure.interval(runs, quantity), supports, text)
-
-    return judge
+of = partial(by_interval, measure.finished)
 
 
 def of_pair(choose: Callable, what: str) -> Callable:
@@ -179,7 +169,7 @@ def turning(rows: list[dict]) -> Verdict:
         f"loss of {s.format.upper()} at {max(line):,} tokens less its lowest at fewer, nats; agrees above 0; published "
         f"constants have the turn at {turn:,.0f} tokens"
     )
-    found = compare(effect.turn(runs), *measure.interval(runs, effect.turn), POSITIVE, what)
+    found = compare(effect.turn(runs), *interval(runs, effect.turn), POSITIVE, what)
     if found.verdict == "contradicted" and max(line) < 3 * turn:
         return found._replace(verdict="inconclusive", what=f"{what}, out of reach here")
     return found

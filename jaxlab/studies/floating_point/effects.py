@@ -13,6 +13,7 @@ from jaxlab.quant.cast import cast
 from jaxlab.quant.formats import parse
 from jaxlab.studies.floating_point import measures as measure
 from jaxlab.studies.floating_point.grid import ALONE, BITS, TARGETS, Setting
+from jaxlab.studies.tuning import slope
 
 TOLERANT, HARMED = ("P2", "P4", "P6"), ("P1", "P3", "P5")
 COMPUTE = (1e21, 1e31)  # FLOP, the range of the paper's optimum
@@ -150,7 +151,7 @@ def unquantised(runs: list[dict]) -> float:
 def with_tokens(runs: list[dict]) -> float:
     """Nats that the cost grows by with a doubling of tokens, the mean over models and formats."""
     lines = lines_of(runs, measure.gaps(runs)).values()
-    return mean_of((measure.slope(np.log2(list(line)), list(line.values())) for line in lines), "tokens were not swept")
+    return mean_of((slope(np.log2(list(line)), list(line.values())) for line in lines), "tokens were not swept")
 
 
 def with_size(runs: list[dict]) -> float:
@@ -158,7 +159,7 @@ def with_size(runs: list[dict]) -> float:
     lines = [line for line in together(measure.of_the_law(measure.gaps(runs)), "model").values() if len(line) > 1]
     sizes = [np.log2([measure.MODELS[m].parameters for m in line]) for line in lines]
     return mean_of(
-        (measure.slope(x, list(line.values())) for x, line in zip(sizes, lines, strict=True)),
+        (slope(x, list(line.values())) for x, line in zip(sizes, lines, strict=True)),
         "no format ran at one budget with two models",
     )
 
@@ -278,4 +279,4 @@ def slope_at_size(p: dict, parameters: float = 1e9) -> float:
     """d log P / d log C at fixed N, minimised directly."""
     compute = np.geomspace(*COMPUTE, 6)
     best = [best_precision(p, c, parameters) for c in compute]
-    return measure.slope(np.log(compute), np.log(best))
+    return slope(np.log(compute), np.log(best))

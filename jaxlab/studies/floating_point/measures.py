@@ -16,15 +16,11 @@ from jaxlab.laws import floating_point as law
 from jaxlab.laws.fit import Fit, fit
 from jaxlab.laws.law import Law, Parameter
 from jaxlab.laws.resample import Bootstrap, bootstrap, refit
-from jaxlab.studies.diloco.measures import interval, redrawn, select, slope
 from jaxlab.studies.floating_point.grid import MODELS, TARGETS, Setting
-from jaxlab.studies.tuning import column, grouped
-
-__all__ = ["fitted", "gaps", "interval", "redrawn", "select", "slope"]
+from jaxlab.studies.tuning import DRAWS, column, grouped
 
 CELL = ("model", "tokens", "halvings")
 SETTING = tuple(name for name in Setting._fields if name not in ("part", "seed"))
-DRAWS = 200
 
 
 def penalty(p, x):

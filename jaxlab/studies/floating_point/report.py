@@ -6,12 +6,12 @@ import numpy as np
 
 from jaxlab.config import InputError
 from jaxlab.laws import floating_point as law
-from jaxlab.studies.diloco.report import LOSS, kept
 from jaxlab.studies.floating_point import effects as effect
 from jaxlab.studies.floating_point import measures as measure
 from jaxlab.studies.floating_point.claims import PAPER
 from jaxlab.studies.floating_point.grid import ALONE, MODELS, TARGETS, Setting
-from jaxlab.studies.report import panels, sequential, with_interval
+from jaxlab.studies.report import LOSS, kept, panels, sequential, with_interval
+from jaxlab.studies.tuning import redrawn
 
 COST = "loss above unquantised (nats/token)"
 UNQUANTISED, OURS = "0.3", "C3"
@@ -74,7 +74,7 @@ def bars(runs: list[dict]) -> dict[Setting, np.ndarray]:
     """{setting: [low, high]}: how far the 95 % interval of its cost reaches; nan where the noise is not known."""
     found = measure.gaps(runs)
     try:
-        draws = measure.redrawn(runs, lambda r: np.array(list(measure.gaps(r).values())))
+        draws = redrawn(runs, lambda r: np.array(list(measure.gaps(r).values())))
     except InputError:
         return dict.fromkeys(found, np.array([np.nan, np.nan]))
     ends = np.nanquantile(draws, [0.025, 0.975], 0) - np.array(list(found.values()))
@@ -123,7 +123,7 @@ def targets_figure(runs: list[dict]):
 
 def with_noise(runs: list[dict]) -> list[list[dict]]:
     """The runs with redrawn losses."""
-    draws = measure.redrawn(runs, lambda r: np.array([run["y"] for run in r]))
+    draws = redrawn(runs, lambda r: np.array([run["y"] for run in r]))
     return [[run | {"y": y} for run, y in zip(runs, draw, strict=True)] for draw in draws]
 
 
