@@ -3,12 +3,21 @@
 McCandlish et al. 1812.06162 have E rise with B for every target; under a constant learning rate there is a best batch
 B_opt and a smallest B_min, below which gradient noise keeps the loss above the target. Laws take B, which is chosen, as
 their input: E and S, its measured partners, share their error. Tokens and tokens per step throughout.
+
+From loss curves: `crossings` at a target loss, `optimum` of these, and over several targets and sizes `best_batch`.
 """
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlab.config import InputError
+from jaxlab.laws.fit import Fit, fit
 from jaxlab.laws.law import Law, Parameter
+from jaxlab.laws.lines import PowerLaw, power_law
+from jaxlab.laws.resample import bootstrap
 
 
 def hyperbola(p, x):
@@ -113,6 +122,94 @@ THREE_PIECE = Law("three-piece E(B)", _SIX, ("B",), tokens_of_batch)
 THREE_PIECE_STEPS = Law("three-piece E(S)", _SIX, ("S",), tokens_of_steps)
 
 
+def smoothed(tokens, loss, window: float) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, mean loss) [m] over windows of `window` tokens, at the records whose window lies within the curve."""
+    tokens, loss = np.asarray(tokens, float), np.asarray(loss, float)
+    inside = (tokens - window / 2 >= tokens[0]) & (tokens + window / 2 <= tokens[-1])
+    low = np.searchsorted(tokens, tokens[inside] - window / 2, "left")
+    high = np.searchsorted(tokens, tokens[inside] + window / 2, "right")
+    sums = np.append(0, np.cumsum(loss))
+    return tokens[inside], (sums[high] - sums[low]) / (high - low)
+
+
+def first_crossing(tokens, loss, target: float, window: float = 0.0) -> float:
+    """Tokens at which the smoothed loss first is `target`, by interpolation in log tokens.
+
+    tokens [n] rising, loss [n]. inf where it never is (or only after the loss was not finite), nan where it was there
+    from the first. Smoothed in tokens, not in steps, so that all batch sizes are treated alike.
+    """
+    tokens, loss = smoothed(tokens, loss, window)
+    (below,) = np.nonzero(loss <= target)
+    if not len(below):
+        return np.inf
+    i = below[0]
+    if i == 0:
+        return np.nan
+    share = (loss[i - 1] - target) / (loss[i - 1] - loss[i])
+    return float(tokens[i - 1] * (tokens[i] / tokens[i - 1]) ** share)
+
+
+def crossings(curves: Iterable[tuple], target: float, window: float = 0.0) -> dict[str, np.ndarray]:
+    """Columns B, E and S = E / B of curves (batch, tokens [n], loss [n]) at `target`, and `last`, where each ends.
+
+    A curve that never gets there stays, with E = inf: that is what is seen of B_min. Raises InputError for tokens that
+    do not rise from above 0, and curves shorter than the window.
+    """
+    rows = []
+    for batch, tokens, loss in curves:
+        if not (len(tokens) and tokens[0] > 0 and np.all(np.diff(tokens) > 0)):
+            raise InputError(f"curve of batch {batch:g}: its tokens must rise, from above 0")
+        if tokens[-1] - tokens[0] < window:
+            raise InputError(f"window={window:g}: the curve of batch {batch:g} has {tokens[-1] - tokens[0]:g} tokens")
+        E = first_crossing(tokens, loss, target, window)
+        rows.append((batch, E, E / batch, tokens[-1]))
+    return dict(zip(("B", "E", "S", "last"), np.array(rows, float).T, strict=True))
+
+
+def floor_constants(p: dict) -> dict:
+    """B_min, B_opt = B_min (1 + 1/s) and E_min = E(B_opt) of the noise floor's parameters."""
+    best = p["B_min"] * (1 + 1 / p["s"])
+    return {"B_min": p["B_min"], "B_opt": best, "E_min": best * p["S_min"] * (1 + p["s"]) ** (1 / p["s"])}
+
+
+CONSTANTS = {THREE_PIECE.name: constants, NOISE_FLOOR.name: floor_constants}
+
+
+@dataclass(frozen=True, eq=False)
+class Optimum:
+    """B_min, B_opt and E_min of one target loss: `values`, 95 % `intervals` {name: (low, high)} by bootstrap over
+    batches, the `fit`, and the batches that did not get there, `unreached`."""
+
+    values: dict
+    intervals: dict
+    fit: Fit
+    unreached: tuple[float, ...]
+
+
+def optimum(points: dict, law: Law = THREE_PIECE, draws: int = 1000, seed: int = 0) -> Optimum:
+    """Fits THREE_PIECE or NOISE_FLOOR to the `crossings` that are finite. Raises InputError where they are too few."""
+    reached = np.isfinite(points["E"])
+    found = fit(law, {"B": points["B"][reached]}, points["E"][reached])
+    again = bootstrap(found, draws, seed=seed)
+    of, names = CONSTANTS[law.name], ("B_min", "B_opt", "E_min")
+    return Optimum(
+        {name: float(of(found.params)[name]) for name in names},
+        {name: again.interval(lambda p, name=name: of(p)[name]) for name in names},
+        found,
+        tuple(points["B"][np.isinf(points["E"])]),
+    )
+
+
+def best_batch(B_opt, D, N=None) -> PowerLaw:
+    """f(N, D) = a N^b D^c through fitted B_opt [n], D the tokens E_min at which each is best; f(D) without N."""
+    return power_law({"D": D} if N is None else {"N": N, "D": D}, B_opt)
+
+
+def at_size(law: PowerLaw, N: float) -> Callable[[float], float]:
+    """f(D) of one model size, as `optim.batch_growth.from_curve` takes it."""
+    return lambda tokens: float(law.predict({"N": N, "D": tokens}))
+
+
 def kaplan(loss):
     """B_crit = 2e8 L^(-1 / 0.21) tokens (Kaplan et al. 2001.08361, equation 1.4); doubles per 13 % off the loss."""
     return 2e8 * loss ** (-1 / 0.21)
@@ -151,3 +248,9 @@ def olmo(parameters):
 def weight_decay_timescale(tokens_per_parameter):
     """Best tau = B / (lr decay D) as a share of the run: 1.084 (D / N)^-0.527 (Bergsma et al. 2505.13738)."""
     return 1.084 * tokens_per_parameter**-0.527
+
+
+def averaging_tokens(batch, lr, weight_decay):
+    """tau = B / (lr weight_decay): the tokens over which AdamW, weights shrinking by that product in a step, averages
+    its updates (Bergsma et al. 2505.13738)."""
+    return batch / (lr * weight_decay)
