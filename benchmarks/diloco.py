@@ -37,13 +37,15 @@ def rounds(shape: dict, dtype: str, changes: dict):
     from jax.sharding import NamedSharding, PartitionSpec
 
     from jaxlab import parallel
+    from jaxlab.train.plan import Batch
     from jaxlab.train.program import program
 
     config = config_of(shape, dtype, [])
     config.update_from_flattened_dict(changes)
     made = program(config, parallel.mesh(1, 1, 1), shape["vocab"])
-    (k, b), everywhere = made.microbatch, NamedSharding(made.mesh, PartitionSpec())
-    shaped = [t.reshape(1, config.replicas, k, b, shape["context"] + 1) for t in batches(shape, extra=1)]
+    everywhere = NamedSharding(made.mesh, PartitionSpec())
+    whole = made.shape(Batch(config.batch.tokens, shape["context"]))
+    shaped = [t.reshape(whole) for t in batches(shape, extra=1)]
     put = [jax.device_put(t, made.batch_sharding) for t in shaped]
     hypers, one, lr = jax.device_put(
         ({"lr": np.float32([1e-3]), "decay": np.float32([1e-4])}, np.int32(1), np.float32(0.6)), everywhere

@@ -100,7 +100,7 @@ def ours(folder: str, sequences: int):
     keys, params = load(folder)
     tokenizer = make_tokenizer(f"hf:{folder}/tokenizer.json", [])
     mesh = parallel.mesh(1, 1, 1)
-    model = decoder(FrozenConfigDict(default().model.to_dict() | keys), default().compute, mesh, replicas=1)
+    model = decoder(FrozenConfigDict(default().model.to_dict() | keys), default().compute, mesh, None)
     choose = chooser(model, mesh, 1, sequences=sequences, chunk=256)
     params = jax.device_put(jax.tree.map(lambda x: x[None], params))
 

@@ -32,7 +32,7 @@ from jaxlab.model import families
 from jaxlab.model.decoder import Decoder
 from jaxlab.train.build import build
 
-FAMILIES = ("llama", "internlm2", "qwen3", "gpt2")
+FAMILIES = ("llama", "internlm2", "qwen3", "qwen3_moe", "gpt2")
 TASKS = {"hellaswag": "hellaswag", "piqa": "piqa", "arc_easy": "arc"}  # and the harness's folder of each
 PACKAGES = ("jax", "torch", "transformers", "lm-eval", "safetensors", "tokenizers")
 
@@ -40,7 +40,11 @@ PACKAGES = ("jax", "torch", "transformers", "lm-eval", "safetensors", "tokenizer
 def random_model(family: str, **changes) -> tuple[dict, dict]:
     """(keys of `config.model`, parameters): a small model with every parameter random, norms and biases too."""
     shape = {"num_layers": 3, "d_model": 64, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "d_ff": 128}
-    kind = {"qwen3": {"head_dim": 32}, "gpt2": {"num_kv_heads": 4, "d_ff": 256}}.get(family, {})
+    kind = {
+        "qwen3": {"head_dim": 32},
+        "qwen3_moe": {"head_dim": 32, "d_ff": 48, "num_experts": 5, "experts_per_token": 2},
+        "gpt2": {"num_kv_heads": 4, "d_ff": 256},
+    }.get(family, {})
     model = {"family": family} | families.ARCHITECTURES[family] | shape | kind | {"vocab_size": 300, "context": 64}
     model |= changes
     decoder = Decoder(FrozenConfigDict(model), scan=True)

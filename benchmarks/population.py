@@ -27,15 +27,16 @@ def measure(scale: str, name: str, members: int) -> dict:
 
     from jaxlab import parallel
     from jaxlab.studies import chinchilla
+    from jaxlab.train.plan import Batch
     from jaxlab.train.program import program
 
     s = chinchilla.SCALES[scale]
     config = chinchilla.config(s, s.models[name], s.tokens[0], 1e-3, 0)
     config.compute.steps_per_call = 1
     made = program(config, parallel.mesh(1, 1, 1), s.vocab_size)
-    k, b = made.microbatch
+    shape = made.shape(Batch(config.batch.tokens, s.context))
     draw = np.random.default_rng(0)
-    batches = draw.integers(0, s.vocab_size, (members, 1, 1, k, b, s.context + 1)).astype(np.int32)
+    batches = draw.integers(0, s.vocab_size, (members, *shape)).astype(np.int32)
     hypers = {"lr": np.full((members, 1), 1e-3, np.float32), "decay": np.zeros((members, 1), np.float32)}
     states = [made.init(np.uint32(seed)) for seed in range(members)]
     if members == 1:

@@ -23,6 +23,31 @@ def quantised(words: str, shape: dict, dtype: str):
     return ours(shape, dtype, [], {"quant.recipe": name, "quant.cast": changes})[:2]
 
 
+def interleaved(sides: dict, rounds: int) -> list[dict]:
+    """Times the steps of all sides, {name: (step, compile seconds)}, in turns; prints and returns a row a side, with
+    its ratios to the first."""
+    seconds, cpu = {name: [] for name in sides}, {name: [] for name in sides}
+    for step, _ in sides.values():
+        for _ in range(WARM_UP):
+            step()
+    for _ in range(rounds):
+        for name, (step, _) in sides.items():
+            for _ in range(BLOCK):
+                began, cpu_began = time.perf_counter(), time.process_time()
+                step()
+                seconds[name].append(time.perf_counter() - began)
+                cpu[name].append(time.process_time() - cpu_began)
+    rows, first = [], next(iter(sides))
+    for name, (_, compile_s) in sides.items():
+        of = {"median_s": lambda n: statistics.median(seconds[n]), "best_s": lambda n: min(seconds[n]),
+              "cpu_s": lambda n: statistics.median(cpu[n])}  # fmt: skip
+        numbers = {key: (measure(name), measure(name) / measure(first)) for key, measure in of.items()}
+        rows.append({"side": name, "compile_s": compile_s, **numbers})
+        text = "   ".join(f"{key} {value:.3f} x {ratio:.2f}" for key, (value, ratio) in numbers.items())
+        print(f"{name:32} {text}   compiled in {compile_s:.1f} s")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=["capybara:block=128"], help="RECIPE:CHANGES")
@@ -35,25 +60,7 @@ def main() -> None:
     shape = SHAPES[args.shape]
     sides = {"plain": ours(shape, args.dtype, [])[:2]}
     sides |= {words: quantised(words, shape, args.dtype) for words in args.recipes}
-    seconds, cpu = {name: [] for name in sides}, {name: [] for name in sides}
-    for step, _ in sides.values():
-        for _ in range(WARM_UP):
-            step()
-    for _ in range(args.rounds):
-        for name, (step, _) in sides.items():
-            for _ in range(BLOCK):
-                began, cpu_began = time.perf_counter(), time.process_time()
-                step()
-                seconds[name].append(time.perf_counter() - began)
-                cpu[name].append(time.process_time() - cpu_began)
-    rows = []
-    for name, (_, compile_s) in sides.items():
-        of = {"median_s": lambda n: statistics.median(seconds[n]), "best_s": lambda n: min(seconds[n]),
-              "cpu_s": lambda n: statistics.median(cpu[n])}  # fmt: skip
-        numbers = {key: (measure(name), measure(name) / measure("plain")) for key, measure in of.items()}
-        rows.append({"recipe": name, "compile_s": compile_s, **numbers})
-        text = "   ".join(f"{key} {value:.3f} x {ratio:.2f}" for key, (value, ratio) in numbers.items())
-        print(f"{name:32} {text}   compiled in {compile_s:.1f} s")
+    rows = interleaved(sides, args.rounds)
     if args.out:
         Path(args.out).write_text(json.dumps({"shape": shape, "dtype": args.dtype, "rows": rows}, indent=1) + "\n")
 

@@ -19,6 +19,7 @@ from jaxlab import parallel
 from jaxlab.config import check, default
 from jaxlab.cost import flops
 from jaxlab.model import families
+from jaxlab.train.plan import Batch
 from jaxlab.train.program import program
 
 
@@ -53,7 +54,7 @@ def main() -> None:
     mesh = parallel.mesh(*map(int, args.mesh.split(",")), devices=list(topology.devices))
     made = program(config, mesh, config.model.vocab_size)
     began = time.monotonic()
-    compiled = made.compiled
+    compiled = made.compiling(made.shape(Batch(args.batch_tokens, args.context))).result()
     report(made, compiled, time.monotonic() - began)
     if made.rounds:
         began = time.monotonic()

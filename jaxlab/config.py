@@ -4,17 +4,24 @@ A config file starts from `default()`, changes what its experiment is about, and
 changes single keys. Sizes counted in tokens say so in their name. Nothing below `launch/` reads a flag.
 """
 
+import re
+
 from ml_collections import ConfigDict
 
 CHOICES = {
     "model.norm": ("layer", "rms"),
     "model.positions": ("learned", "rotary"),
     "model.ffn": ("gelu", "relu", "relu2", "swiglu"),
+    "model.norm_placement": ("pre", "post", "mix"),
+    "model.ffn_weight_norm": ("none", "weight", "hyperspherical"),
+    "model.parametrisation": ("standard", "ngpt"),
     "schedule.name": ("constant", "cosine", "wsd"),
     "schedule.decay_shape": ("linear", "1-sqrt", "cosine"),
+    "batch.lr_rule": ("kept", "sqrt", "linear", "merrill"),
     "optim.decay": ("independent", "coupled"),
     "optim.decay_mask": ("matrices", "all"),
     "diloco.average": ("mean", "radial_directional"),
+    "spectra.taps": ("post", "pre+post"),
     "diloco.codec": ("float32", "bfloat16", "int8", "e3m0"),
     "diloco.fragment_order": ("strided", "sequential", "balanced"),
     "compute.dtype": ("auto", "float32", "bfloat16"),
@@ -29,17 +36,29 @@ POSITIVE = (
     "checkpoint.keep",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "seed", "model.vocab_size", "model.z_loss", "model.init_std", "batch.micro_tokens", "schedule.warmup_tokens",
+    "seed", "model.vocab_size", "model.num_experts", "model.experts_per_token", "model.balance_loss", "model.z_loss",
+    "model.init_std", "batch.micro_tokens", "schedule.warmup_tokens",
     "schedule.decay_tokens", "diloco.sync_every", "diloco.outer_lr", "diloco.overlap", "optim.weight_decay",
     "optim.clip", "evaluate.every_tokens", "evaluate.tokens",
-    "evaluate.tasks_every_tokens", "evaluate.task_items",
+    "evaluate.tasks_every_tokens", "evaluate.task_items", "spectra.tokens",
     "checkpoint.every_tokens",
 )  # fmt: skip
 # What may differ when a run is resumed: where and how it computes and what it writes, not what it computes.
 RESUMABLE = (
     "mesh", "compute", "quant.fp8", "checkpoint", "log", "data.archives", "data.store", "data.tfds_dir",
-    "evaluate.tasks", "evaluate.tasks_every_tokens", "evaluate.task_items", "evaluate.items_from",
+    "evaluate.tasks", "evaluate.tasks_every_tokens", "evaluate.task_items", "evaluate.items_from", "spectra",
 )  # fmt: skip
+
+
+NGPT = {  # what nGPT (2410.01131) has in place of these keys
+    "positions": "rotary", "ffn": "swiglu", "qk_norm": False, "tied": False, "use_bias": False, "norm_placement": "pre",
+    "ffn_weight_norm": "none",
+}  # fmt: skip
+
+
+EXPERTS = {  # the only experts there are
+    "ffn": "swiglu", "use_bias": False, "ffn_weight_norm": "none", "layer_d_ff": "", "parametrisation": "standard",
+}  # fmt: skip
 
 
 class InputError(ValueError):
@@ -71,15 +90,23 @@ def default() -> ConfigDict:
     c.model.num_kv_heads = 4  # fewer than num_heads: grouped-query attention
     c.model.head_dim = 32
     c.model.d_ff = 512
+    c.model.layer_d_ff = ""  # d_ff of each layer, as in 256,512,512,1024; empty: the same in all
+    c.model.num_experts = 0  # above 0: every layer has as many, each d_ff wide, in place of its feed-forward layer
+    c.model.experts_per_token = 0  # k: how many of them a token passes through
+    c.model.balance_loss = 0.0  # weight of the layers' mean load-balancing loss (model.moe)
     c.model.norm = "layer"
     c.model.norm_eps = 1e-6
+    c.model.norm_placement = "pre"  # post: after the residual sum; mix: post in the first layers (2412.13795)
+    c.model.mix_fraction = 0.25  # mix: share of the layers that are post
     c.model.positions = "rotary"
     c.model.rope_theta = 10_000.0
     c.model.ffn = "gelu"
+    c.model.ffn_weight_norm = "none"  # norm 1 of every output's weights, hyperspherical, or a learned one, weight
     c.model.qk_norm = True  # normalise queries and keys per head, before positions are applied
     c.model.tied = True  # the head is the embedding
     c.model.use_bias = False  # biases in linears and LayerNorms (GPT-2)
     c.model.init_std = 0.0  # normal(0, std); 0: truncated normal with variance 1 / fan-in
+    c.model.parametrisation = "standard"  # ngpt: weights and hidden states of unit norm (2410.01131)
     c.model.z_loss = 1e-4  # weight of (log Z)^2 in the objective
 
     c.quant = ConfigDict()  # casts of the operands of the blocks' linears (quant.recipes)
@@ -97,6 +124,9 @@ def default() -> ConfigDict:
     c.batch = ConfigDict()
     c.batch.tokens = 8_192  # B: global batch, all replicas together
     c.batch.context = 256  # L: tokens in a training sequence
+    c.batch.growth = ""  # B over tokens in place of batch.tokens, as in 0:2Mi 125B:4Mi 250B:6Mi (optim.batch_growth)
+    c.batch.lr_rule = "kept"  # what becomes of lr when B grows; else by sqrt(B), by B, by sqrt(2) a doubling
+    c.batch.context_growth = ""  # L over tokens in place of batch.context, which validation keeps
     c.batch.micro_tokens = 0  # gradient accumulation: tokens of one replica's micro-batch; 0: no accumulation
 
     c.optim = ConfigDict()  # AdamW; Adam is weight_decay = 0
@@ -150,6 +180,11 @@ def default() -> ConfigDict:
     c.evaluate.task_items = 0  # the first items of each task; 0: all of them
     c.evaluate.items_from = "archive"  # where they are: archive | tfds | PATH
 
+    c.spectra = ConfigDict()  # of the feed-forward activations of training tokens (train.spectra)
+    c.spectra.at = ""  # log:50, as many times, at equal ratios of tokens | every:500000 | 1e5 2e5 5e5; empty: never
+    c.spectra.tokens = 0  # training tokens that a measurement takes; 0: one batch
+    c.spectra.taps = "post"  # what enters the down projections; pre: what enters the activation functions
+
     c.checkpoint = ConfigDict()
     c.checkpoint.every_tokens = 500_000  # 0: only at the end
     c.checkpoint.keep = 2
@@ -176,6 +211,11 @@ def check(config: ConfigDict) -> None:
     for key in ("optim.b1", "optim.b2", "diloco.outer_momentum", "schedule.final_fraction", "data.validation_fraction"):
         if not 0 <= get(config, key) < 1:
             raise InputError(f"{key}={get(config, key)}: must be in [0, 1)")
+    if config.spectra.at and config.model.num_experts:
+        raise InputError(f"spectra.at={config.spectra.at!r}: must be empty with model.num_experts above 0")
+    for key in ("diloco.mix", "model.mix_fraction"):
+        if not 0 <= get(config, key) <= 1:
+            raise InputError(f"{key}={get(config, key)}: must be in [0, 1]")
     if config.seed >= 2**32:
         raise InputError(f"seed={config.seed}: must be below 2^32")
     if config.schedule.warmup_tokens + config.schedule.decay_tokens > config.tokens:
@@ -194,14 +234,28 @@ def _check_model(m: ConfigDict) -> None:
         raise InputError(f"model.num_heads={m.num_heads}: must be divisible by model.num_kv_heads={m.num_kv_heads}")
     if m.positions == "rotary" and m.head_dim % 2:
         raise InputError(f"model.head_dim={m.head_dim}: must be even with rotary positions")
+    if m.layer_d_ff and not re.fullmatch(rf"[1-9]\d*(,[1-9]\d*){{{m.num_layers - 1}}}", m.layer_d_ff):
+        raise InputError(f"model.layer_d_ff={m.layer_d_ff}: must be {m.num_layers} whole numbers above 0, one a layer")
+    for key, needed in NGPT.items() if m.parametrisation == "ngpt" else ():
+        if m[key] != needed:
+            raise InputError(f"model.{key}={m[key]!r}: must be {needed!r} with model.parametrisation=ngpt")
+    for key, needed in EXPERTS.items() if m.num_experts else ():
+        if m[key] != needed:
+            raise InputError(f"model.{key}={m[key]!r}: must be {needed!r} with model.num_experts={m.num_experts}")
+    if not bool(m.num_experts) <= m.experts_per_token <= m.num_experts:
+        least = int(m.num_experts > 0)
+        raise InputError(
+            f"model.experts_per_token={m.experts_per_token}: must be from {least} to model.num_experts={m.num_experts}"
+        )
 
 
 def _check_batch(config: ConfigDict) -> None:
-    b, m = config.batch, config.model
-    if b.context > m.context:
-        raise InputError(f"batch.context={b.context}: longer than the model's positions, model.context={m.context}")
-    if b.context > config.compute.loss_chunk and b.context % config.compute.loss_chunk:
-        raise InputError(f"compute.loss_chunk={config.compute.loss_chunk}: must divide batch.context={b.context}")
+    b = config.batch
+    check_context(config, b.context)
+    if config.replicas % config.mesh.replica and config.replicas != 1:
+        raise InputError(f"mesh.replica={config.mesh.replica}: must divide replicas={config.replicas}")
+    if b.growth:
+        return  # sizes are rounded to what the devices take (train.build)
     for key in ("tokens", "micro_tokens"):
         if b[key] % b.context:
             raise InputError(f"batch.{key}={b[key]}: must be a multiple of batch.context={b.context}")
@@ -211,13 +265,19 @@ def _check_batch(config: ConfigDict) -> None:
         raise InputError(f"batch.tokens={b.tokens}: must be a multiple of replicas x {name} = {step}")
     if config.tokens < b.tokens:
         raise InputError(f"tokens={config.tokens}: less than one batch, batch.tokens={b.tokens}")
-    if config.replicas % config.mesh.replica and config.replicas != 1:
-        raise InputError(f"mesh.replica={config.mesh.replica}: must divide replicas={config.replicas}")
+
+
+def check_context(config: ConfigDict, context: int) -> None:
+    """Raises InputError for a length of training sequences that the model or the loss does not take."""
+    if context > config.model.context:
+        raise InputError(
+            f"batch.context={context}: longer than the model's positions, model.context={config.model.context}"
+        )
+    if context > config.compute.loss_chunk and context % config.compute.loss_chunk:
+        raise InputError(f"compute.loss_chunk={config.compute.loss_chunk}: must divide batch.context={context}")
 
 
 def _check_rounds(d: ConfigDict, m: ConfigDict) -> None:
-    if not 0 <= d.mix <= 1:
-        raise InputError(f"diloco.mix={d.mix}: must be in [0, 1]")
     if not d.sync_every:
         for key, off in (("fragments", 1), ("overlap", 0), ("eager", False)):
             if d[key] != off:

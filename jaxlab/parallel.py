@@ -17,11 +17,15 @@ AXES = ("replica", "data", "tensor")
 RULES = (
     (r"(^|/)(embedding|position_embedding)$", ("tensor", "fsdp")),
     (r"(^|/)head$", ("fsdp", "tensor")),
+    (r"experts/router/kernel$", ("fsdp", None)),
+    (r"experts/(up|gate)/kernel$", ("tensor", "fsdp", None)),
+    (r"experts/down/kernel$", ("tensor", None, "fsdp")),
     (r"(query|key|value|up|gate)/kernel$", ("fsdp", "tensor")),
     (r"(out|down)/kernel$", ("tensor", "fsdp")),
     (r"(query|key|value|up|gate)/bias$", ("tensor",)),
     (r"(out|down)/bias$", (None,)),
     (r"norm/(scale|bias)$", (None,)),
+    (r"(/gain|_alpha|(^|/)s_\w+)$", (None,)),
     (r"(^|/)count$", ()),
 )
 
@@ -112,10 +116,9 @@ def table(shardings) -> list[tuple[str, str]]:
     return [(path_name(p), str(tuple(s.spec))) for p, s in jax.tree_util.tree_leaves_with_path(shardings)]
 
 
-def constrainer(mesh: Mesh, replicas: int) -> Callable:
-    """Pins [b, ...] activations of one replica to the batch axes; without it a compiler may compute every sequence on
-    every device, which only per-device shapes show."""
-    axes = batch_axes(replicas)[1]
+def constrainer(mesh: Mesh, axes) -> Callable:
+    """Pins [b, ...] activations to mesh axes; without it a compiler may compute every sequence on every device, which
+    only per-device shapes show."""
 
     def constrain(x):
         spec = PartitionSpec(axes, *(None,) * (x.ndim - 1))

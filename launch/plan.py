@@ -2,10 +2,14 @@
 
 python -m launch.plan diloco --params=1.3e9 --replicas=4
 python -m launch.plan precision --params=1e9 --tokens=1e12
+python -m launch.plan width --d_model=768
+python -m launch.plan batch --params=4e9 --tokens=500e9 --schedule="0:2Mi 125B:4Mi 250B:5Mi 375B:6Mi"
 """
 
+import csv
 import inspect
 import math
+from pathlib import Path
 
 from absl import flags
 from rich.console import Console
@@ -21,7 +25,12 @@ _TOKENS_PER_PARAM = flags.DEFINE_float("tokens_per_param", 20.0, "training token
 _CHIPS = flags.DEFINE_integer("chips", None, "chips in all; left out: one for 4,096 tokens of the batch")
 _TOKENS = flags.DEFINE_float("tokens", None, "training tokens D")
 _BLOCK = flags.DEFINE_float("block", 128.0, "elements that share one scale, B")
-FLAGS = (_PARAMS, _REPLICAS, _TOKENS_PER_PARAM, _CHIPS, _TOKENS, _BLOCK)  # named as what the plans take
+_D_MODEL = flags.DEFINE_integer("d_model", None, "width of the residual stream")
+_OPTIMISER = flags.DEFINE_string("optimiser", "adamw", "whose published ranks: adamw, dion-1/16 or dion-1/2")
+_RANKS = flags.DEFINE_string("ranks", "", "CSV file of own ranks instead: columns width, hard_rank, soft_rank")
+_SCHEDULE = flags.DEFINE_string("schedule", "", "batch sizes from tokens on, as in 0:2Mi 125B:4Mi")
+# named as what the plans take
+FLAGS = (_PARAMS, _REPLICAS, _TOKENS_PER_PARAM, _CHIPS, _TOKENS, _BLOCK, _D_MODEL, _OPTIMISER, _RANKS, _SCHEDULE)
 WIDTH = 120  # tables are wider than a pipe is said to be
 SEQUENCE = 2_048  # tokens, in every run behind the laws
 BUSY = 0.9  # compute utilisation to reach
@@ -44,11 +53,12 @@ LINES = (  # (quantity, source) of the strings of `diloco_column`, in their orde
     ("Gbit a site sends at a sync", "16 bits a parameter; with M < 2 in every step"),
     (f"Gbit/s for a utilisation of {BUSY:.0%}", "simulated, 0.1 to 1,000 Gbit/s"),
 )  # fmt: skip
+MULTIPLES = (1, 2, 2.67, 4, 6, 8)  # of d_model, widths that are compared
 BITS = (3, 4, 5, 6, 8, 10, 12, 16)  # of the formats that are compared
 
 
 def main(words: list[str], console: Console) -> int:
-    plans = {"diloco": diloco, "precision": precision}
+    plans = {"diloco": diloco, "precision": precision, "width": width, "batch": batch}
     if len(words) != 1 or words[0] not in plans:
         raise InputError(f"{' '.join(words) or 'no plan'}: say one of {', '.join(plans)}")
     plan = plans[words[0]]
@@ -160,6 +170,88 @@ def precision_row(run: dict, E: int, M: int) -> list[str]:
     worth = (run["N"] ** -p["alpha"] + penalty / p["n"]) ** (-1 / p["alpha"])
     critical = laws.critical_tokens(p, run["N"], E, M, run["B"])
     return [f"{loss:.4f}", f"{penalty:.4f}", f"{worth:.3g}", f"{critical:.4g}", f"{run['D'] / critical:.2g}"]
+
+
+def width(d_model: int, optimiser: str = "adamw", ranks: str = "") -> Table:
+    """Feed-forward widths D, the directions they use and what one more dimension gives (Jha and Reagen 2510.00537).
+
+    InputError: a value out of range, a file without ranks.
+    """
+    _check(d_model=d_model)
+    from jaxlab.laws import spectral as laws  # imports scipy: after bad input has been refused
+    from jaxlab.model.families import width as rounded
+
+    if optimiser not in laws.PUBLISHED:
+        raise InputError(f"--optimiser={optimiser}: must be one of {', '.join(laws.PUBLISHED)}")
+    found = laws.fitted(*_measured(ranks)) if ranks else laws.PUBLISHED[optimiser]
+    columns = "D, D / d_model, weights of a gated FFN, hard rank, soft rank, eDim, eDim / D, eDim of one dimension more"
+    table = Table(*columns.split(", "), title=f"d_model {d_model:,}", title_justify="left")
+    for multiple in MULTIPLES:
+        d = rounded(d_model, multiple)
+        hard, soft = found.ranks(d)
+        used, more = laws.edim(d, hard, soft), laws.marginal_edim(found, d)
+        numbers = (f"{x:,.0f}" for x in (hard, soft, used))
+        table.add_row(f"{d:,}", f"{multiple:g}", f"{3 * d_model * d:,}", *numbers, f"{used / d:.3f}", f"{more:.3f}")
+    source = ranks or f"{optimiser} at d_model 768, D 768 to 6,144 (2605.21803): elsewhere an extrapolation"
+    (a, hard), (b, soft) = found
+    table.caption = (
+        f"hard rank {a:.3g} D^{hard:.3g}, soft rank {b:.3g} D^{soft:.3g} of {source}; a dimension more gives less than "
+        f"half of what it gives at D = d_model from D = {laws.recommended_width(found, d_model):,.0f} on"
+    )
+    return table
+
+
+def _measured(path: str) -> zip:
+    """Widths, hard and soft ranks of a CSV file."""
+    names = ("width", "hard_rank", "soft_rank")
+    try:
+        with Path(path).open(newline="") as file:
+            rows = [[float(row[name]) for name in names] for row in csv.DictReader(file)]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"--ranks={path}: must be a CSV file of numbers in {', '.join(names)} ({error!r})") from error
+    if len(rows) < 3:
+        raise InputError(f"--ranks={path}: {len(rows)} rows; must be 3 or more")
+    return zip(*rows, strict=True)
+
+
+def batch(params: float, tokens: float, schedule: str = "") -> Table:
+    """Batch sizes by published rules, and the steps that a growing batch takes (optim.batch_growth).
+
+    InputError: a value out of range, a schedule without a step.
+    """
+    _check(params=params, tokens=tokens)
+    from jaxlab.laws import batch_size as laws  # imports jax: after bad input has been refused
+    from jaxlab.laws import chinchilla
+    from jaxlab.optim.batch_growth import sizes, walk
+
+    loss = float(chinchilla.parametric_loss(chinchilla.MUENNIGHOFF, {"N": params, "D": tokens}))
+    table = Table("rule", "batch, tokens", "steps", "source", title=f"{params:.4g} parameters, {tokens:.4g} tokens")
+    table.title_justify = "left"
+    for rule, size, source in (
+        ("critical, of the loss", laws.kaplan(loss), "2001.08361: 2e8 L^(-1 / 0.21)"),
+        ("critical, of D", laws.zhang(tokens), "2410.21676: 22.9 D^0.47, 20 % more steps than the fewest"),
+        ("best, of the loss", laws.minicpm(loss), "2404.06395: 1.21e9 L^-6.24"),
+        ("best, of compute", laws.deepseek(6 * params * tokens), "2401.02954: 0.292 C^0.327, C = 6 N D"),
+        ("best, of D", laws.step_law(tokens), "2503.04715: 0.58 D^0.571"),
+        ("best, of D", laws.five_percent(tokens), "2607.01487: 0.667 D^0.566, a band four times wide within 5 %"),
+        ("used, of N", laws.olmo(params), "OLMo ladder: 2048 x 160 (N / 108e6)^(2/3)"),
+    ):
+        table.add_row(rule, f"{size:,.0f}", f"{tokens / size:,.0f}", source)
+    stages = walk(sizes(schedule), int(tokens)) if schedule else []
+    if schedule and not stages:
+        raise InputError(f"--schedule={schedule}: its first batch is larger than --tokens={tokens:g}")
+    for stage in stages:
+        table.add_row(f"from {stage.start:,}", f"{stage.size:,}", f"{stage.steps:,}", "--schedule")
+    if stages:
+        taken = sum(stage.steps for stage in stages)
+        mean = sum(stage.steps * stage.size for stage in stages) / taken
+        table.add_row("mean", f"{mean:,.0f}", f"{taken:,}", "--schedule in all")
+    decay = laws.weight_decay_timescale(tokens / params) * tokens
+    table.caption = (
+        f"loss {loss:.3f}, by Muennighoff et al.'s law of C4; rules from other data, optimisers, schedules differ by "
+        f"several times. Learning rate x weight decay, coupled: batch / {decay:.3g} (2505.13738)"
+    )
+    return table
 
 
 if __name__ == "__main__":

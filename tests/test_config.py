@@ -15,6 +15,9 @@ from jaxlab.config import (
     flatten,
     get,
 )
+from jaxlab.model.families import ARCHITECTURES
+from jaxlab.optim.codec import CODECS
+from jaxlab.optim.fragments import SPLITS
 
 # Values that the messages below are about, whatever the defaults.
 BASE = {
@@ -53,7 +56,7 @@ def test_every_rule_is_about_an_existing_key():
 
 def test_every_number_has_a_rule_or_is_free_to_be_anything():
     numbers = {k for k, v in flatten(default()).items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    unchecked = numbers - {*POSITIVE, *NOT_NEGATIVE, *FRACTIONS, "diloco.mix"}
+    unchecked = numbers - {*POSITIVE, *NOT_NEGATIVE, *FRACTIONS, "diloco.mix", "model.mix_fraction"}
     assert unchecked == {"mesh.data", "model.norm_eps", "model.rope_theta"}
 
 
@@ -63,6 +66,11 @@ def test_choices(key):
     said = message({key: "other"})
     assert said.startswith(f"{key}='other': must be one of ")
     assert all(choice in said for choice in CHOICES[key])
+
+
+def test_choices_are_those_of_the_optimizer():
+    assert CHOICES["diloco.codec"] == CODECS
+    assert CHOICES["diloco.fragment_order"] == SPLITS
 
 
 @pytest.mark.parametrize("key", POSITIVE)
@@ -90,6 +98,15 @@ def test_fractions(key):
         ({"model.d_model": 130}, "model.d_model=130: must be divisible by model.num_heads=4"),
         ({"model.num_kv_heads": 3}, "model.num_heads=4: must be divisible by model.num_kv_heads=3"),
         ({"model.head_dim": 33}, "model.head_dim=33: must be even with rotary positions"),
+        ({"model.mix_fraction": -0.1}, "model.mix_fraction=-0.1: must be in [0, 1]"),
+        (
+            {"model.layer_d_ff": "64,64,64,0", "model.num_layers": 4},
+            "model.layer_d_ff=64,64,64,0: must be 4 whole numbers above 0, one a layer",
+        ),
+        (
+            {"model.layer_d_ff": "64,128", "model.num_layers": 3},
+            "model.layer_d_ff=64,128: must be 3 whole numbers above 0, one a layer",
+        ),
         ({"batch.context": 512}, "batch.context=512: longer than the model's positions, model.context=256"),
         ({"compute.loss_chunk": 100}, "compute.loss_chunk=100: must divide batch.context=256"),
         ({"batch.tokens": 8_193}, "batch.tokens=8193: must be a multiple of batch.context=256"),
@@ -126,6 +143,20 @@ def test_fractions(key):
 )
 def test_values_that_do_not_fit_together(changes, said):
     assert message(changes) == said
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "needed"),
+    [
+        ("tied", True, False), ("use_bias", True, False), ("qk_norm", True, False), ("ffn", "gelu", "swiglu"),
+        ("positions", "learned", "rotary"), ("norm_placement", "mix", "pre"), ("ffn_weight_norm", "weight", "none"),
+    ],
+)  # fmt: skip
+def test_ngpt_has_no_choice(key, value, needed):
+    ngpt = {f"model.{name}": default for name, default in ARCHITECTURES["ngpt"].items()}
+    check(changed(ngpt))
+    said = f"model.{key}={value!r}: must be {needed!r} with model.parametrisation=ngpt"
+    assert message(ngpt | {f"model.{key}": value}) == said
 
 
 @pytest.mark.parametrize(

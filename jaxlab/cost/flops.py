@@ -25,8 +25,9 @@ PEAK = {
 
 def forward_per_token(m, context: int) -> dict[str, int]:
     """FLOPs of one token's forward pass by part; m: the keys of `config.model`, context: sequence length in tokens."""
+    count = parameters(m)
     return {
-        "linears": 2 * parameters(m)["block_matrices"],
+        "linears": 2 * (count["block_matrices"] - count["total"] + count["active"]),
         "attention": 4 * context * m.num_heads * m.head_dim * m.num_layers,
         "head": 2 * m.vocab_size * m.d_model,
     }

@@ -51,9 +51,13 @@ class Sequences:
         """Tokens of the sequences at the positions: int64 [n] -> int32 [n, L + 1]."""
         return self.split.read(self.order(positions) * self.context, self.context + 1)
 
-    def epochs(self, position: int) -> float:
-        """How often the split has been seen when training stands at `position`."""
-        return position / self.num_sequences
+    def position(self, tokens: int) -> int:
+        """The position at which training goes on after so many tokens."""
+        return -(-tokens // self.context)
+
+    def epochs(self, tokens: int) -> float:
+        """How often the split has been seen after so many tokens."""
+        return tokens / (self.num_sequences * self.context)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ class Architecture:
     """A class of transformers, and the family of `config.model` that computes the same.
 
     keys: key of config.json -> key of config.model. defaults: what transformers takes for keys that are left out.
-    required: keys of config.json with the one value that our decoder computes, the default of them all.
-    tensors: name of a tensor, {} for the layer -> our parameters, joined along the last axis.
+    required: keys of config.json with the one value that our decoder computes, their default unless `defaults` has it.
+    tensors: name of a tensor, {} for the layer, then {} for the expert -> our parameters, joined along the last axis.
     transposed: kernels lie as [out, in], as torch.nn.Linear has them, and not as [in, out].
     """
 
@@ -59,6 +59,17 @@ _QK_NORM_TENSORS = _tensors("model.layers.{}.", {
     ".self_attn.q_norm.weight": "attention/query_norm/scale",
     ".self_attn.k_norm.weight": "attention/key_norm/scale",
 })  # fmt: skip
+_EXPERTS_KEYS = {
+    "moe_intermediate_size": "d_ff",
+    "num_experts": "num_experts",
+    "num_experts_per_tok": "experts_per_token",
+}
+_EXPERTS_TENSORS = _tensors("model.layers.{}.", {
+    ".mlp.gate.weight": "experts/router/kernel",
+    ".mlp.experts.{}.gate_proj.weight": "experts/gate/kernel",
+    ".mlp.experts.{}.up_proj.weight": "experts/up/kernel",
+    ".mlp.experts.{}.down_proj.weight": "experts/down/kernel",
+})  # fmt: skip
 _GPT2_KEYS = {
     "vocab_size": "vocab_size", "n_positions": "context", "n_layer": "num_layers", "n_embd": "d_model",
     "n_head": "num_heads", "n_inner": "d_ff", "layer_norm_epsilon": "norm_eps", "tie_word_embeddings": "tied",
@@ -102,6 +113,17 @@ ARCHITECTURES = {  # by the model_type of config.json
         tensors=_LLAMA_TENSORS | _QK_NORM_TENSORS,
         transposed=True,
     ),
+    "qwen3_moe": Architecture(
+        name="Qwen3MoeForCausalLM",
+        family="qwen3_moe",
+        keys={key: ours for key, ours in _LLAMA_KEYS.items() if ours != "d_ff"} | _EXPERTS_KEYS,
+        defaults=_LLAMA_DEFAULTS | {"max_position_embeddings": 32_768, "num_key_value_heads": 4, "num_experts": 128,
+                                    "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False},
+        required={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False, "norm_topk_prob": True,
+                  "decoder_sparse_step": 1, "mlp_only_layers": []},
+        tensors=_LLAMA_TENSORS | _QK_NORM_TENSORS | _EXPERTS_TENSORS,
+        transposed=True,
+    ),
     "gpt2": Architecture(
         name="GPT2LMHeadModel",
         family="gpt2",
@@ -116,4 +138,4 @@ ARCHITECTURES = {  # by the model_type of config.json
 }  # fmt: skip
 
 # Families of ours whose decoder one of these classes computes; InternLM2's is LLaMA's with grouped queries.
-MODEL_TYPES = {"llama": "llama", "internlm2": "llama", "qwen3": "qwen3", "gpt2": "gpt2"}
+MODEL_TYPES = {"llama": "llama", "internlm2": "llama", "qwen3": "qwen3", "qwen3_moe": "qwen3_moe", "gpt2": "gpt2"}

@@ -19,7 +19,7 @@ from jaxlab.model import families
 from jaxlab.model.decoder import Decoder
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
-TRAINING = ("family", "init_std", "z_loss")  # keys of config.model that a trained model does not have
+TRAINING = ("family", "init_std", "z_loss", "balance_loss")  # keys of config.model that a trained model does not have
 BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")  # constants that old folders keep as tensors
 
 
@@ -90,12 +90,11 @@ def model_config(config: dict) -> dict:
     if model_type not in ARCHITECTURES:
         raise InputError(f"config.json: model_type={model_type!r}: must be one of {', '.join(ARCHITECTURES)}")
     architecture = ARCHITECTURES[model_type]
-    config = _with_rope(config)
+    config = architecture.defaults | {key: value for key, value in _renamed(config).items() if value is not None}
     for key, value in architecture.required.items():
         if config.get(key, value) != value:
             raise InputError(f"config.json: {key}={config[key]!r}: only {value!r} can be read")
-    given = {key: config[key] for key in architecture.keys if config.get(key) is not None}
-    model = {architecture.keys[key]: value for key, value in (architecture.defaults | given).items()}
+    model = {ours: config[key] for key, ours in architecture.keys.items() if key in config}
     for key, ours in architecture.keys.items():
         if ours not in model | {"num_kv_heads": 0, "head_dim": 0, "d_ff": 0}:
             raise InputError(f"config.json: {key} is missing")
@@ -108,13 +107,15 @@ def _derived(model: Mapping) -> dict:
     return {"num_kv_heads": heads, "head_dim": width // heads, "d_ff": 4 * width}
 
 
-def _with_rope(config: dict) -> dict:
-    """config.json with its rope_theta on top, as before transformers 5. Raises InputError for scaled positions."""
+def _renamed(config: dict) -> dict:
+    """config.json with the keys of transformers 4: rope_theta on top, num_experts. Raises InputError for scaled
+    positions."""
     rope = (config.get("rope_scaling") or {}) | (config.get("rope_parameters") or {})
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise InputError(f"config.json: rope_type={kind!r}: only 'default' can be read")
-    return config | {key: rope[key] for key in ("rope_theta",) if key in rope}
+    experts = {"num_experts": config["num_local_experts"]} if "num_local_experts" in config else {}
+    return config | {key: rope[key] for key in ("rope_theta",) if key in rope} | experts
 
 
 def _to_tensors(architecture: Architecture, params) -> dict[str, np.ndarray]:
@@ -124,8 +125,8 @@ def _to_tensors(architecture: Architecture, params) -> dict[str, np.ndarray]:
         if paths[0] in flat:
             joined = np.concatenate([flat[path] for path in paths], axis=-1)
             joined = joined.swapaxes(-1, -2) if _flipped(architecture, paths[0]) else joined
-            layers = enumerate(joined) if "{}" in name else [(0, joined)]
-            tensors |= {name.format(i): layer for i, layer in layers}
+            stacked = joined.shape[: name.count("{}")]
+            tensors |= {name.format(*i): joined[i] for i in np.ndindex(stacked)}
     return tensors
 
 
@@ -134,12 +135,12 @@ def _to_params(architecture: Architecture, tensors: dict[str, np.ndarray], shape
     flat = {}
     for name, paths in architecture.tensors.items():
         if paths[0] in shapes:
-            layered, flip = "{}" in name, _flipped(architecture, paths[0])
+            axes, flip = name.count("{}"), _flipped(architecture, paths[0])
             widths = [shapes[path][-1] for path in paths]
-            wanted = (*shapes[paths[0]][layered:-1], sum(widths))
-            count = shapes[paths[0]][0] if layered else 1
-            layers = [_take(tensors, name.format(i), wanted[::-1] if flip else wanted) for i in range(count)]
-            joined = np.stack(layers) if layered else layers[0]
+            stacked, wanted = shapes[paths[0]][:axes], (*shapes[paths[0]][axes:-1], sum(widths))
+            wanted = wanted[::-1] if flip else wanted
+            pieces = [_take(tensors, name.format(*i), wanted) for i in np.ndindex(stacked)]
+            joined = np.stack(pieces).reshape(*stacked, *wanted)
             joined = joined.swapaxes(-1, -2) if flip else joined
             flat |= zip(paths, np.split(joined, np.cumsum(widths)[:-1], axis=-1), strict=True)
     head = tensors.pop("lm_head.weight", None)  # of a tied model: some folders have it, and it is the embedding

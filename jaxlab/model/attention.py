@@ -7,12 +7,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from jaxlab.model import ngpt
 from jaxlab.model.linear import Linear, dot
 from jaxlab.model.norm import Norm
 
 
 class Attention(nn.Module):
-    """x [b, L, d] -> [b, L, d]; `kernel` maps q [b, L, H, h], k and v [b, L, K, h] to [b, L, H, h]."""
+    """x [b, L, d] -> [b, L, d]; `kernel` maps q [b, L, H, h], k and v [b, L, K, h] to [b, L, H, h].
+
+    nGPT: queries and keys of unit norm, both times s_qk, and a softmax of sqrt(h) q k^T.
+    """
 
     c: object
     kernel: Callable
@@ -31,6 +35,12 @@ class Attention(nn.Module):
             q, k = Norm(c, name="query_norm")(q), Norm(c, name="key_norm")(k)
         if c.positions == "rotary":
             q, k = rotary(q, c.rope_theta), rotary(k, c.rope_theta)
+        if c.parametrisation == "ngpt":
+            # All on q, which gives the same products q k^T: s_qk twice, so that keys can be shared by groups of heads,
+            # and h, since every kernel divides by sqrt(h) where sqrt(h) is to be multiplied.
+            s_qk = ngpt.scale(self, "s_qk", c.num_heads * c.head_dim, stored=c.d_model**-0.5)
+            lengths = c.head_dim * s_qk.reshape(c.num_heads, c.head_dim) ** 2
+            q, k = (ngpt.unit(q) * lengths).astype(x.dtype), ngpt.unit(k).astype(x.dtype)
         y = self.kernel(q, k, v).reshape(*x.shape[:-1], c.num_heads * c.head_dim)
         return Linear(c.d_model, c.use_bias, c.init_std, self.dot, name="out")(y)
 

@@ -1,4 +1,4 @@
-"""The feed-forward layer: gated or not, four activations."""
+"""The feed-forward layer: gated or not, four activations, its weights normalised or not."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxlab.model import ngpt
 from jaxlab.model.linear import Linear, dot
+from jaxlab.spectral.covariance import moments
 
 _SLOPE = 2 * (2 / jnp.pi) ** 0.5  # tanh-GELU is x sigmoid(_SLOPE (x + _CUBIC x^3))
 _CUBIC = 0.044715
@@ -39,19 +41,33 @@ ACTIVATIONS = {"gelu": gelu, "relu": nn.relu, "relu2": lambda x: nn.relu(x) ** 2
 
 
 class FeedForward(nn.Module):
-    """x [b, L, d] -> [b, L, d]: down(act(up x)), or down(silu(gate x) * up x) for swiglu."""
+    """x [b, L, d] -> [b, L, d]: down(act(up x)), or down(silu(gate x) * up x) for swiglu; in nGPT
+    with s_u sqrt(d) up x for up x, and s_v sqrt(d) gate x for gate x.
+
+    Into the collection "spectra" it sows moments of what enters the activation function ("pre") and the down projection
+    ("post"), each token [b, L] counted as often as `weights` says.
+    """
 
     c: object
     dot: Callable = dot
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, weights=None):
         c = self.c
 
         def linear(name, features, x):
-            return Linear(features, c.use_bias, c.init_std, self.dot, name=name)(x)
+            return Linear(features, c.use_bias, c.init_std, self.dot, c.ffn_weight_norm, name=name)(x)
 
-        up = linear("up", c.d_ff, x)
-        act = ACTIVATIONS[c.ffn]
-        hidden = act(linear("gate", c.d_ff, x)) * up if c.ffn == "swiglu" else act(up)
+        def scaled(name, x):
+            if c.parametrisation != "ngpt":
+                return x
+            return (x * ngpt.scale(self, name, c.d_ff, stored=1.0) * c.d_model**0.5).astype(x.dtype)
+
+        up = scaled("s_u", linear("up", c.d_ff, x))
+        pre = scaled("s_v", linear("gate", c.d_ff, x)) if c.ffn == "swiglu" else up
+        act = ACTIVATIONS[c.ffn](pre)
+        hidden = act * up if c.ffn == "swiglu" else act
+        if self.is_mutable_collection("spectra") and not self.is_initializing():  # never in a training step
+            self.sow("spectra", "pre", moments(pre, weights))
+            self.sow("spectra", "post", moments(hidden, weights))
         return linear("down", c.d_model, hidden)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
@@ -35,16 +36,26 @@ dot.defvjp(_forward, _backward)
 
 
 class Linear(nn.Module):
-    """y = x W (+ b): kernel [d_in, features] in float32, product in x's dtype, by `dot`."""
+    """y = x W (+ b): kernel [d_in, features] in float32, product in x's dtype, by `dot`.
+
+    weight_norm: none, W is the kernel; hyperspherical, the kernel with every output's weights (a column) of L2 norm 1;
+    weight (1602.07868, equation 2), the same times a learned gain of each output, at first the norm of its weights.
+    """
 
     features: int
     use_bias: bool = False
     init_std: float = 0.0
     dot: Callable = dot
+    weight_norm: str = "none"
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", initializer(self.init_std), (x.shape[-1], self.features))
+        if self.weight_norm != "none":
+            norm = jnp.linalg.norm(kernel, axis=0)
+            kernel = kernel / norm
+        if self.weight_norm == "weight":
+            kernel = kernel * self.param("gain", lambda _: norm)
         y = checkpoint_name(self.dot(x, kernel.astype(x.dtype)), "linear")
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)

@@ -1,9 +1,13 @@
 """Streaming DiLoCo's fragments (2501.18512): which parameters are synchronised together, and after which steps.
 
-A fragment is a tree of the parameters' structure that says what belongs to it. Leaves below one key (`blocks`) have a
-leading axis of stacked layers: theirs are int arrays of layers, or False for none. All others are True or False, whole.
+A fragment is a tree of the parameters' structure that says what belongs to it. Leaves below `blocks`, and where
+shapes differ below `blocks_3` from layer 3 and so on, have a leading axis of stacked layers: theirs are int arrays of
+places along it, or False for none. All others are True or False, whole.
 """
 
+import re
+from collections import defaultdict
+from functools import cache
 from typing import Any
 
 import jax
@@ -33,9 +37,15 @@ def fragments(params: Any, count: int, how: str = "strided", stacked: str = "blo
         home = {i: layer_home(i) for i in layers} | dict.fromkeys(others, 0)
 
     def fragment(p):
-        own = np.array([i for i in layers if home[i] == p])
-        whole = own if len(own) else False
-        belongs = lambda path, _: whole if path[0].key == stacked else home[path] == p  # noqa: E731
+        @cache
+        def places(first, count):
+            own = np.array([i for i in range(count) if home[first + i] == p])
+            return own if len(own) else False
+
+        def belongs(path, leaf):
+            first = _first_layer(path, stacked)
+            return home[path] == p if first is None else places(first, leaf.shape[0])
+
         return jax.tree_util.tree_map_with_path(belongs, params)
 
     return [fragment(p) for p in range(count)]
@@ -101,10 +111,21 @@ def _layers(own: np.ndarray) -> slice | np.ndarray:
 def _sizes(params: Any, stacked: str) -> tuple[dict, dict]:
     """Bytes of ({layer: bytes}, {path of any other leaf: bytes})."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    size = {path: leaf.size * leaf.dtype.itemsize for path, leaf in leaves}
-    count = next(leaf.shape[0] for path, leaf in leaves if path[0].key == stacked)
-    layer = sum(size[path] for path in size if path[0].key == stacked) // count
-    return dict.fromkeys(range(count), layer), {p: b for p, b in size.items() if p[0].key != stacked}
+    layers, others = defaultdict(int), {}
+    for path, leaf in leaves:
+        size, first = leaf.size * leaf.dtype.itemsize, _first_layer(path, stacked)
+        if first is None:
+            others[path] = size
+        else:
+            for i in range(leaf.shape[0]):
+                layers[first + i] += size // leaf.shape[0]
+    return dict(sorted(layers.items())), others
+
+
+def _first_layer(path, stacked: str) -> int | None:
+    """The layer that a stack begins with, which its name says; None for a leaf that is in no stack."""
+    match = re.fullmatch(rf"{stacked}(?:_(\d+))?", path[0].key)
+    return int(match[1] or 0) if match else None
 
 
 def _balanced(sizes: dict, count: int) -> dict:

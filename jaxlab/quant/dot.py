@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from scipy.linalg import hadamard
 
 from jaxlab.config import InputError
 from jaxlab.quant.cast import cast, quantise
@@ -200,6 +199,8 @@ def _rotated(x, axis: int, size: int):
     two operands so rotated have the product that they had, and outliers are spread over their piece."""
     if not size:
         return x
+    from scipy.linalg import hadamard  # a sixth of a second to import
+
     length = x.shape[axis]
     if length % size:
         raise InputError(f"hadamard={size}: must divide the {length} elements that the product contracts")

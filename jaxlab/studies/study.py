@@ -5,6 +5,7 @@ A study is a module of this package with
     SCALES    {scale: its settings}
     runs(scale) -> [(config, tags)]       every run; tags name it and become columns, "part" among them
     analyse(results) -> Analysis          fits, figures and claims from the rows of `results`
+    measured(folder) -> columns           optional: what else `results` takes from a run that has ended
 """
 
 import csv
@@ -178,15 +179,16 @@ def facts(config: ConfigDict) -> dict:
 
 def results(study: Study) -> list[dict]:
     """A row for each run that has ended: tags, facts, status, loss (nats/token; none where it diverged), bits per
-    byte, epochs over the corpus, and the seconds of training."""
-    rows = []
+    byte, epochs over the corpus, the seconds of training, and what the study measured."""
+    measured, rows = getattr(study.module, "measured", lambda folder: {}), []
     for trial in study.trials:
         folder = study.folder / trial.name
         state, _ = status(folder)
         if state in ENDED:
             ended = json.loads((folder / ENDED[state]).read_text())
-            measured = {name: ended.get(name) for name in ("loss", "bits_per_byte", "epochs", "seconds")}
-            rows.append({"name": trial.name} | trial.tags | facts(trial.config) | {"status": state} | measured)
+            found = {name: ended.get(name) for name in ("loss", "bits_per_byte", "epochs", "seconds")}
+            row = {"name": trial.name} | trial.tags | facts(trial.config) | {"status": state} | found
+            rows.append(row | measured(folder))
     return rows
 
 

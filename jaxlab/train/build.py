@@ -1,9 +1,11 @@
 """From a config to a run: its program, its schedules, its data. Here and in `program` alone are the keys of the config
 known."""
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property, partial
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 
 import jax
 import numpy as np
@@ -11,15 +13,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxlab import parallel
-from jaxlab.config import InputError, check
+from jaxlab.config import InputError, check, check_context
 from jaxlab.data.order import Sequences, Validation
 from jaxlab.data.store import TokenStore, load_tokenizer, open_store
 from jaxlab.evaluate.choice import score_tasks
 from jaxlab.evaluate.loss import evaluate
 from jaxlab.evaluate.tasks import Item, read_tasks
+from jaxlab.optim.batch_growth import RULES, rounded, size_at, sizes
 from jaxlab.optim.schedules import schedule
-from jaxlab.train.plan import Call, calls
+from jaxlab.train.plan import Batch, Call, calls
 from jaxlab.train.program import Program, program
+from jaxlab.train.spectra import Times, times
 from jaxlab.train.state import Clock, State
 
 
@@ -29,52 +33,77 @@ class Run:
 
     config: ConfigDict
     program: Program
+    batches: dict[int, Batch]  # {tokens: batch from then on}
     store: TokenStore
     train: Sequences
     validation: Validation
     tasks: dict[str, list[Item]]
+    spectra_times: Times
 
     def calls(self, clock: Clock) -> Iterator[Call]:
         """The compiled calls that are left from `clock` to the end of the run."""
-        c = self.config
+        c, e = self.config, self.config.evaluate
         return calls(
             clock,
             total_tokens=c.tokens,
-            context=c.batch.context,
-            batch_tokens=c.batch.tokens,
-            hypers=hypers(c),
+            batch_at=partial(size_at, self.batches),
+            hypers=hypers(c, self.batches[0].tokens),
             steps_per_call=c.compute.steps_per_call,
-            stops=(c.evaluate.every_tokens, c.evaluate.tasks_every_tokens, c.checkpoint.every_tokens),
-            changes=tuple(self.program.later),
+            stops=(e.every_tokens, e.tasks_every_tokens, c.checkpoint.every_tokens, self.spectra_times.every),
+            changes=(*self.program.later, *self.spectra_times.points),
             **({"events": self.program.rounds.events} if self.program.rounds else {}),
         )
 
     def arguments(self, call: Call) -> tuple:
         """Device arrays (batches, hypers, count) of a call; each process reads only its devices' parts of the batch."""
-        c, (k, b), length = self.config, self.program.microbatch, self.train.context
-        n, m = c.compute.steps_per_call, c.replicas
-        positions = call.start.sequences + np.arange(n * call.sequences).reshape(n, m, k, b)
-
-        def read(index):
-            part = positions[index[:-1]]
-            tokens = np.full((part.size, length + 1), -1, np.int32)
-            wanted = part.ravel() < call.end.sequences
-            tokens[wanted] = self.train.read(part.ravel()[wanted])
-            return tokens.reshape(*part.shape, length + 1)
-
-        batches = parallel.global_array((n, m, k, b, length + 1), self.program.batch_sharding, read)
-        padded = {name: np.float32(v + [0.0] * (n - len(v))) for name, v in call.hypers.items()}
+        *shape, _ = self.program.shape(call.batch)
+        order = self._order(call.batch.context)
+        positions = order.position(call.start.tokens) + np.arange(math.prod(shape)).reshape(shape)
+        end = order.position(call.end.tokens)
+        batches = self._sequences(order, positions, end, self.program.batch_sharding)
+        padded = {name: np.float32(v + [0.0] * (shape[0] - len(v))) for name, v in call.hypers.items()}
         put = partial(parallel.replicated, self.program.mesh)
         return batches, jax.tree.map(put, padded), put(np.int32(call.count))
 
+    @cached_property
+    def _order(self) -> Callable[[int], Sequences]:
+        """order(context): the training sequences of a length. Another length is another order, in which training goes
+        on after as many tokens."""
+        return cache(lambda context: replace(self.train, context=context))
+
+    def _sequences(self, order: Sequences, positions: np.ndarray, end: int, sharding: NamedSharding) -> jax.Array:
+        """Training sequences at positions [...], as [..., L+1]; from `end` on it is padding, -1."""
+        length = order.context + 1
+
+        def read(index):
+            part = positions[index[:-1]]
+            tokens = np.full((part.size, length), -1, np.int32)
+            wanted = part.ravel() < end
+            tokens[wanted] = order.read(part.ravel()[wanted])
+            return tokens.reshape(*part.shape, length)
+
+        return parallel.global_array((*positions.shape, length), sharding, read)
+
     def step(self, state: State, call: Call, arguments: tuple) -> tuple[State, dict]:
-        """The call's inner steps, and what is due after them: metrics [n], and scalars of the end of the call."""
+        """The call's inner steps, and what is due after them: metrics [n], and scalars of the end of the call. What is
+        compiled next is compiled meanwhile."""
         state, metrics = self.program.at(call.start.tokens).step(state, arguments)
+        changes = [at for at in {*self.program.later, *self.batches} if call.start.tokens < at < self.config.tokens]
+        if changes:
+            self._compiling(min(changes))
         for event in call.events:
             state, found = self.program.meet(state, event, self._outer_lr)
             metrics |= found
         sent = sum(self.program.rounds.sent_bytes(event) for event in call.events)
         return state, metrics | ({"sent_bytes": sent} if sent else {})
+
+    def compiled(self, tokens: int):
+        """The compiled inner steps of a step that starts at `tokens`, with their memory analysis."""
+        return self._compiling(tokens).result()
+
+    def _compiling(self, tokens: int) -> Future:
+        program = self.program.at(tokens)
+        return program.compiling(program.shape(size_at(self.batches, tokens)))
 
     @cached_property
     def _outer_lr(self) -> jax.Array:
@@ -83,7 +112,7 @@ class Run:
     def evaluate(self, state: State, tokens: int | None = None) -> dict:
         """Loss and bits per byte of the state's parameters on the validation split (evaluate.loss), in the arithmetic
         of training at `tokens`, or at its end."""
-        c, b = self.config, self.program.microbatch[1]
+        c, b = self.config, self._sequences_a_batch
         sharding = NamedSharding(self.program.mesh, PartitionSpec(parallel.batch_axes(c.replicas)[1], None))
 
         def put(positions):
@@ -95,6 +124,11 @@ class Run:
         score = self._at(tokens).evaluate_batch
         return evaluate(score, self.program.params(state), self.validation, put, sequences=sequences, batch_sequences=b)
 
+    @property
+    def _sequences_a_batch(self) -> int:
+        """Of what is evaluated at once: as many as in the first micro-batch."""
+        return self.program.shape(self.batches[0])[3]
+
     @cached_property
     def _tokenizer(self):
         return load_tokenizer(self.config.data.store)
@@ -105,11 +139,26 @@ class Run:
     def choose(self, state: State, items: list[Item], tokens: int | None = None) -> Iterator[list[dict]]:
         """Records of multiple-choice items under the state's parameters, a window at a time (evaluate.choice); tokens
         as for `evaluate`."""
-        return self._at(tokens).choose(self.program.params(state), items, self._tokenizer)
+        fitting = self._sequences_a_batch * self.config.batch.context // self.config.model.context
+        choose = self._at(tokens).chooser(fitting)
+        return choose(self.program.params(state), items, self._tokenizer)
 
     def scores(self, state: State, tokens: int | None = None) -> dict:
         """{"TASK/SCORE": value} on the run's tasks; tokens as for `evaluate`."""
         return score_tasks(partial(self.choose, state, tokens=tokens), self.tasks)
+
+    def spectra(self, state: State, clock: Clock) -> tuple[dict, dict]:
+        """{"TAP/METRIC/LAYER": value} and {"TAP/LAYER": eigenvalues [D], descending} of the state's parameters on the
+        training tokens that come next (train.spectra), in micro-batches and in the arithmetic of training there."""
+        s, batch = self.config.spectra, size_at(self.batches, clock.tokens)
+        order, b = self._order(batch.context), self.program.shape(batch)[3]
+        first, count = order.position(clock.tokens), order.position(s.tokens or batch.tokens)
+        positions = first + np.arange(-(-count // b) * b).reshape(-1, b)
+        axes = parallel.batch_axes(self.config.replicas)[1]
+        sharding = NamedSharding(self.program.mesh, PartitionSpec(None, axes, None))
+        tokens = self._sequences(order, positions, first + count, sharding)
+        values, found = jax.device_get(self._at(clock.tokens).probe(self.program.params(state), tokens, s.taps))
+        return {name: value.item() for name, value in values.items()}, found
 
 
 def build(config: ConfigDict, compiled: Program | None = None) -> Run:
@@ -119,7 +168,7 @@ def build(config: ConfigDict, compiled: Program | None = None) -> Run:
     """
     check(config)
     mesh = parallel.mesh(config.mesh.replica, config.mesh.data, config.mesh.tensor)
-    _check_batch(config, mesh)
+    stages = batches(config, mesh)
     store = open_store(config.data.store)
     _check_store(config, store)
     e, data, vocab_size = config.evaluate, config.data, vocabulary(config, store)
@@ -127,21 +176,24 @@ def build(config: ConfigDict, compiled: Program | None = None) -> Run:
     return Run(
         config=config,
         program=compiled if serves else program(config, mesh, vocab_size),
+        batches=stages,
         store=store,
         train=Sequences(store.split("train"), config.batch.context, config.seed),
         validation=Validation(store.split("validation"), config.batch.context),
+        spectra_times=times(config.spectra.at, stages[0].tokens, config.tokens),
         tasks=read_tasks(e.tasks, e.items_from, archives=data.archives, tfds_dir=data.tfds_dir, limit=e.task_items),
     )
 
 
-def hypers(config: ConfigDict) -> Callable[[float], dict[str, float]]:
-    """tokens -> {"lr", "decay"} of a step centred there; decay is the share by which weights shrink in the step."""
+def hypers(config: ConfigDict, first: int) -> Callable[[float, int], dict[str, float]]:
+    """(tokens, batch tokens) -> {"lr", "decay"} of a step centred there; decay is the share by which weights shrink in
+    the step. first: batch tokens at the start of the run."""
     s, o = config.schedule, config.optim
     options = {k: s[k] for k in ("warmup_tokens", "final_fraction", "decay_tokens", "decay_shape")}
     fraction = schedule(s.name, total_tokens=config.tokens, **options)
 
-    def at(tokens):
-        lr = s.peak_lr * fraction(tokens)
+    def at(tokens, batch):
+        lr = s.peak_lr * fraction(tokens) * RULES[config.batch.lr_rule](batch, first)
         return {"lr": lr, "decay": o.weight_decay * (lr if o.decay == "coupled" else 1.0)}
 
     return at
@@ -155,15 +207,38 @@ def vocabulary(config: ConfigDict, store: TokenStore) -> int:
     return wanted or needed
 
 
-def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
+def batches(config: ConfigDict, mesh: Mesh) -> dict[int, Batch]:
+    """{tokens: batch of the steps that start from there on}. A batch that grows is rounded to whole micro-batches on
+    all devices; one that does not must be whole as it is. Raises InputError."""
     b, replicas = config.batch, config.replicas
     share = mesh.shape["data"] * (1 if replicas > 1 else mesh.shape["replica"])
-    sequences = (b.micro_tokens or b.tokens // replicas) // b.context
-    if sequences % share:
+    wanted, contexts = _stages(b, "growth", "tokens"), _stages(b, "context_growth", "context")
+    found = {}
+    for start in sorted({*wanted, *contexts}):
+        size, context = size_at(wanted, start), size_at(contexts, start)
+        check_context(config, context)
+        micro = b.micro_tokens or context * share
+        if micro % (context * share):
+            raise InputError(
+                f"batch.micro_tokens={micro}: must be whole sequences of {context} on each of the {share} devices of "
+                f"the mesh's batch axes"
+            )
+        found[start] = Batch(rounded({start: size}, replicas * micro)[start], context)
+    if not b.growth and found[0].tokens != b.tokens:
         raise InputError(
-            f"batch.tokens={b.tokens}: a micro-batch has {sequences} sequences a replica, which the {share} devices "
-            f"of the mesh's batch axes do not divide"
+            f"batch.tokens={b.tokens}: must be a multiple of {replicas} replicas x {share} devices of the mesh's batch "
+            f"axes x batch.context={b.context}"
         )
+    if found[0].tokens > config.tokens:
+        raise InputError(f"tokens={config.tokens}: less than the first batch, {found[0].tokens}")
+    return found
+
+
+def _stages(b: ConfigDict, growth: str, alone: str) -> dict[int, int]:
+    try:
+        return sizes(b[growth] or b[alone])
+    except InputError as error:
+        raise InputError(f"batch.{growth}={b[growth]!r}: {error}") from error
 
 
 def _check_store(config: ConfigDict, store: TokenStore) -> None:

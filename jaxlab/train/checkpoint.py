@@ -129,7 +129,8 @@ def _read(manager: ocp.CheckpointManager, tokens: int, abstract: State) -> tuple
     state = State(**manager.restore(tokens, args=ocp.args.Composite(state=ocp.args.StandardRestore(parts))).state)
     if _inspect(state)[0] != record["fingerprint"]:
         raise ValueError("its bits differ from those saved")
-    return state, Clock(*record["clock"])
+    clock = record["clock"]  # older ones have the sequences between the tokens and the steps
+    return state, Clock(clock[0], clock[-1])
 
 
 def _parts(state: State) -> dict:

@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -12,11 +13,12 @@ QUIET_SECONDS = 15  # between lines where there is no terminal to draw a bar on
 
 
 class Log:
-    """The log of one run. Rows of metrics.jsonl are {"kind": "train" | "eval", "steps", "tokens", ...}."""
+    """The log of one run. Rows of metrics.jsonl are {"kind": "train" | "eval" | ..., "steps", "tokens", ...}; the
+    newest of each kind is in `last`."""
 
     def __init__(self, workdir: Path, console: Console, *, total_tokens: int, start_tokens: int, tensorboard: bool):
         workdir.mkdir(exist_ok=True)
-        self.path = workdir / "metrics.jsonl"
+        self.path, self.last = workdir / "metrics.jsonl", {}
         self._drop_rows_after(start_tokens)
         self._file = self.path.open("a", buffering=1)
         self._console, self.total = console, total_tokens
@@ -34,12 +36,23 @@ class Log:
             part = self.path.with_suffix(".part")
             part.write_text("".join(json.dumps(r) + "\n" for r in rows))
             part.replace(self.path)
+            self.last = {r["kind"]: r for r in rows}
 
     def row(self, kind: str, steps: int, tokens: int, values: dict) -> None:
         """Writes one row."""
-        self._file.write(json.dumps({"kind": kind, "steps": steps, "tokens": tokens} | values) + "\n")
+        self.last[kind] = {"kind": kind, "steps": steps, "tokens": tokens} | values
+        self._file.write(json.dumps(self.last[kind]) + "\n")
         if self._events:
             self._events.scalars({f"{kind}/{name}": value for name, value in values.items()}, tokens)
+
+    def arrays(self, kind: str, tokens: int, arrays: dict) -> None:
+        """Keeps arrays that belong to a row, in KIND/TOKENS.npz."""
+        path = self.path.parent / kind / f"{tokens}.npz"
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.savez(file, **arrays)
+        part.replace(path)
 
     def progress(self, tokens: int, status: str) -> None:
         """Moves the bar; without a terminal, prints a line now and then."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from jaxlab.train.checkpoint import Checkpoints, NonFinite, check_space
 from jaxlab.train.log import Log, read, say
 from jaxlab.train.meter import Meter, peak_flops
 from jaxlab.train.plan import Call, crossed
+from jaxlab.train.probes import Probe, probes
 from jaxlab.train.state import Clock, State
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -53,7 +55,7 @@ def train(run: Run, workdir: str | Path, console: Console) -> dict | None:
         for line in report.header(run, peak, source):
             say(console, line)
         state, clock = _start(run, saved, console)
-        meter = Meter(flops.training_per_token(run.program.model.c, config.batch.context), peak)
+        meter = Meter(partial(flops.training_per_token, run.program.model.c), peak)
         first = jax.process_index() == 0
         log = Log(
             workdir if first else workdir / f"process-{jax.process_index()}",
@@ -77,7 +79,7 @@ def _start(run: Run, checkpoints: Checkpoints, console: Console) -> tuple[State,
         say(console, f"resuming  at {clock.tokens:,} tokens, step {clock.steps:,}")
     if next(run.calls(clock), None):
         began = time.perf_counter()
-        memory = run.program.at(clock.tokens).compiled.memory_analysis()
+        memory = run.compiled(clock.tokens).memory_analysis()
         say(console, report.compiled(time.perf_counter() - began, memory))
     return state, clock
 
@@ -94,21 +96,17 @@ def newest(run: Run, checkpoints: Checkpoints, report: Callable[[str], None]) ->
 
 def steps(run, state, clock, log, meter, checkpoints, record, stopping) -> tuple[State | None, Clock]:
     """Takes all steps that are left, and what is due between them: (state, clock), state None if told to stop."""
-    pending = None
+    pending, measured = None, probes(run)
     with jax.transfer_guard("disallow"):
         meter.restart()
         for call, arguments, data_seconds in prefetch(run, clock):
             state, metrics = run.step(state, call, arguments)
             write_train(log, meter, pending)  # of the call before: the device is busy with this one
             pending, clock = (call, metrics, data_seconds), call.end
-            evaluation_due = crossed(call.start.tokens, clock.tokens, run.config.evaluate.every_tokens)
-            if evaluation_due:  # before saving: a checkpoint owes no evaluation
+            due = [probe for probe in measured if probe.due(call.start.tokens, clock.tokens)]
+            for probe in due:  # before saving: a checkpoint owes no measurement
                 pending = write_train(log, meter, pending)
-                write_eval(log, run, state, clock)
-            scores_due = crossed(call.start.tokens, clock.tokens, run.config.evaluate.tasks_every_tokens)
-            if scores_due:
-                pending = write_train(log, meter, pending)
-                write_scores(log, run, state, clock)
+                write_probe(log, probe, state, clock)
             # One process is told by its signal; several must agree on the step, which JAX arranges among them.
             stop = stopping.is_set() if jax.process_count() == 1 else checkpoints.interrupted(clock.tokens)
             save_due = stop or crossed(call.start.tokens, clock.tokens, run.config.checkpoint.every_tokens)
@@ -119,7 +117,7 @@ def steps(run, state, clock, log, meter, checkpoints, record, stopping) -> tuple
             if stop:
                 checkpoints.wait()
                 return None, clock
-            if evaluation_due or scores_due or save_due:
+            if due or save_due:
                 meter.restart()
         write_train(log, meter, pending)
     return state, clock
@@ -160,13 +158,12 @@ def write_rows(log: Log, call: Call, metrics: dict, speed: dict) -> dict:
     """Writes the row of every step of a call, metrics {name: [count or more], or of its end}; returns the last one's
     values. Raises NonFinite at the first number that is not finite."""
     _postpone_hang_report()
-    tokens_a_step = (call.end.tokens - call.start.tokens) // call.count
     for i in range(call.count):
         values = {name: float(m[i]) for name, m in metrics.items() if np.ndim(m)}
         if i == call.count - 1:
             values |= {name: m if isinstance(m, int) else float(m) for name, m in metrics.items() if not np.ndim(m)}
-        values |= {name: h[i] for name, h in call.hypers.items()}
-        step, tokens = call.start.steps + i + 1, call.start.tokens + (i + 1) * tokens_a_step
+        values |= {name: h[i] for name, h in call.hypers.items()} | {"batch_tokens": call.batch.tokens}
+        step, tokens = call.start.steps + i + 1, call.start.tokens + (i + 1) * call.batch.tokens
         for name, value in values.items():
             if not math.isfinite(value):
                 raise NonFinite(f"{name} is {value} at step {step:,}, {tokens:,} tokens")
@@ -174,43 +171,30 @@ def write_rows(log: Log, call: Call, metrics: dict, speed: dict) -> dict:
     return values
 
 
-def write_eval(log: Log, run: Run, state: State, clock: Clock) -> dict:
-    """Evaluates, and writes and shows the result."""
-    result = run.evaluate(state, clock.tokens)
+def write_probe(log: Log, probe: Probe, state: State, clock: Clock) -> None:
+    """Measures, and writes and shows the result."""
+    values, arrays = probe.measure(state, clock)
     _postpone_hang_report()
-    if not math.isfinite(result["loss"]):
-        raise NonFinite(f"validation loss is {result['loss']} at step {clock.steps:,}, {clock.tokens:,} tokens")
-    log.row("eval", clock.steps, clock.tokens, result | {"epochs": run.train.epochs(clock.sequences)})
-    log.say(
-        f"{clock.tokens:>13,} tokens  step {clock.steps:>7,}  epoch {run.train.epochs(clock.sequences):.2f}  "
-        f"validation {result['loss']:.4f} nats/token, {result['bits_per_byte']:.4f} bits/byte"
-    )
-    return result
-
-
-def write_scores(log: Log, run: Run, state: State, clock: Clock) -> None:
-    """Scores the run's tasks, and writes and shows the result."""
-    scores = run.scores(state, clock.tokens)
-    _postpone_hang_report()
-    log.row("tasks", clock.steps, clock.tokens, scores)
-    for name in run.tasks:
-        share, error, chance = (100 * scores[f"{name}/{key}"] for key in ("per_byte", "per_byte_se", "chance"))
-        log.say(f"{clock.tokens:>13,} tokens  {name} {share:.2f} ± {error:.2f} % per byte, chance {chance:.2f} %")
+    before = log.last.get(probe.kind, {})
+    if arrays and jax.process_index() == 0:  # ahead of the row, which says that they are there
+        log.arrays(probe.kind, clock.tokens, arrays)
+    log.row(probe.kind, clock.steps, clock.tokens, values)
+    for line in probe.say(log.last[probe.kind], before):
+        log.say(f"{clock.tokens:>13,} tokens  {line}")
 
 
 def finish(run, workdir, state, clock, log, checkpoints, record) -> dict:
-    """The last checkpoint and evaluation, the figure, and result.json, whose presence says that the run is done."""
+    """The last checkpoint and measurements, the figure, and result.json, whose presence says that the run is done."""
     log.flush()
     checkpoints.save(state, clock, record)
-    rows = [r for r in read(log.path) if r["kind"] == "eval" and r["tokens"] == clock.tokens]
-    last = rows[-1] if rows else write_eval(log, run, state, clock)
-    rows = read(log.path)
-    if run.tasks and not any(r["kind"] == "tasks" and r["tokens"] == clock.tokens for r in rows):
-        write_scores(log, run, state, clock)
-    result = {"tokens": clock.tokens, "steps": clock.steps, "epochs": run.train.epochs(clock.sequences)}
-    result |= {name: last[name] for name in ("loss", "bits_per_byte")}
-    result["seconds"] = round(sum(r["seconds"] for r in rows if r["kind"] == "train"), 1)
+    for probe in probes(run):
+        if log.last.get(probe.kind, {}).get("tokens") != clock.tokens:
+            write_probe(log, probe, state, clock)
     log.flush()
+    rows = read(log.path)
+    result = {"tokens": clock.tokens, "steps": clock.steps, "epochs": run.train.epochs(clock.tokens)}
+    result |= {name: log.last["eval"][name] for name in ("loss", "bits_per_byte")}
+    result["seconds"] = round(sum(r["seconds"] for r in rows if r["kind"] == "train"), 1)
     checkpoints.wait()
     if jax.process_index() == 0:
         report.figure(rows, workdir / "curves.png", f"{run.config.model.family}, {run.config.data.source}")

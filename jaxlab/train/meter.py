@@ -2,7 +2,9 @@
 
 import time
 from collections import deque
+from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +19,12 @@ SMOOTHED_CALLS = 20
 class Meter:
     """Times the calls of the compiled steps by the moments at which their results arrive.
 
-    flops_per_token: of training. peak: FLOP/s of all devices, None where unknown.
+    flops_per_token(context): of training. peak: FLOP/s of all devices, None where unknown.
     """
 
-    def __init__(self, flops_per_token: float, peak: float | None):
+    def __init__(self, flops_per_token: Callable[[int], float], peak: float | None):
         self._flops, self._peak = flops_per_token, peak
-        self._recent = deque(maxlen=SMOOTHED_CALLS)  # (tokens, seconds, data_seconds) of a call
+        self._recent = deque(maxlen=SMOOTHED_CALLS)  # (tokens, seconds, data_seconds, flops) of a call
         self.restart()
 
     def restart(self) -> None:
@@ -35,22 +37,22 @@ class Meter:
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         tokens = call.end.tokens - call.start.tokens
-        self._recent.append((tokens, seconds, data_seconds))
-        rate = tokens / seconds
+        flops = tokens * self._flops(call.batch.context)
+        self._recent.append((tokens, seconds, data_seconds, flops))
         values = {
             "seconds": round(seconds / call.count, 6),
             "data_seconds": round(data_seconds / call.count, 6),
-            "tokens_per_second": round(rate, 1),
+            "tokens_per_second": round(tokens / seconds, 1),
         }
-        return values | ({"utilisation": round(rate * self._flops / self._peak, 4)} if self._peak else {})
+        return values | ({"utilisation": round(flops / seconds / self._peak, 4)} if self._peak else {})
 
     def status(self, tokens_left: int) -> str:
         """Speed over the last calls, and the training time that is left at that speed."""
-        tokens, seconds, data_seconds = map(sum, zip(*self._recent, strict=True))
+        tokens, seconds, data_seconds, flops = map(sum, zip(*self._recent, strict=True))
         rate = tokens / seconds
         text = f"{rate:,.0f} tokens/s"
         if self._peak:
-            text += f"  MFU {rate * self._flops / self._peak:.0%}"
+            text += f"  MFU {flops / seconds / self._peak:.0%}"
         if data_seconds > 0.05 * seconds:
             text += f"  {data_seconds / seconds:.0%} waiting for data"
         return f"{text}  {timedelta(seconds=round(tokens_left / rate))} left"
@@ -66,6 +68,7 @@ def peak_flops(mesh: Mesh) -> tuple[float | None, str]:
     return (peak * mesh.size, "data sheet, bfloat16") if peak else (None, f"unknown for {device.device_kind}")
 
 
+@cache
 def measured_flops(size: int = 1024, repetitions: int = 8) -> float:
     """FLOP/s of the best of a few float32 matrix products on this machine."""
     a = jnp.ones((size, size), jnp.float32)

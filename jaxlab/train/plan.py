@@ -6,13 +6,20 @@ from typing import NamedTuple
 from jaxlab.train.state import Clock
 
 
+class Batch(NamedTuple):
+    """The size of a global batch, all replicas together, and of its sequences, in tokens."""
+
+    tokens: int
+    context: int
+
+
 class Call(NamedTuple):
-    """One call of the compiled steps: `count` steps of `sequences` each, the hyper-parameters of each, and what is to
-    happen to the state after the last of them."""
+    """One call of the compiled steps: `count` steps on batches of one size, the hyper-parameters of each, and what is
+    to happen to the state after the last of them."""
 
     start: Clock
     end: Clock
-    sequences: int
+    batch: Batch
     hypers: dict[str, list[float]]
     events: tuple = ()
 
@@ -25,9 +32,8 @@ def calls(
     clock: Clock,
     *,
     total_tokens: int,
-    context: int,
-    batch_tokens: int,
-    hypers: Callable[[float], dict[str, float]],
+    batch_at: Callable[[int], Batch],
+    hypers: Callable[[float, int], dict[str, float]],
     steps_per_call: int = 1,
     stops: tuple[int, ...] = (),
     changes: tuple[int, ...] = (),
@@ -35,23 +41,26 @@ def calls(
 ) -> Iterator[Call]:
     """The calls from `clock` to the last whole step within total_tokens.
 
-    hypers(tokens) is asked at the middle of each step. stops: intervals in tokens; a call never runs past a multiple
+    batch_at(tokens): the batch of a step that starts there; a call has batches of one size. hypers(tokens, batch
+    tokens) is asked at the middle of each step. stops: intervals in tokens; a call never runs past a multiple
     of one of them without ending at the first step that reaches it, nor past one of `changes`. events(step, last): what
     is due after that step, counted from 1; a call ends where something is. last: no step follows.
     """
-    while clock.tokens + batch_tokens <= total_tokens:
+
+    def fits(tokens):
+        return tokens + batch_at(tokens).tokens <= total_tokens
+
+    while fits(clock.tokens):
+        batch = batch_at(clock.tokens)
         count, tokens, due = 0, clock.tokens, ()
-        while count < steps_per_call and tokens + batch_tokens <= total_tokens:
-            count, tokens = count + 1, tokens + batch_tokens
-            due = events(clock.steps + count, tokens + batch_tokens > total_tokens)
-            before = tokens - batch_tokens
+        while count < steps_per_call and batch_at(tokens) == batch and fits(tokens):
+            before, count, tokens = tokens, count + 1, tokens + batch.tokens
+            due = events(clock.steps + count, not fits(tokens))
             if due or any(crossed(before, tokens, n) for n in stops) or any(before < at <= tokens for at in changes):
                 break
-        middles = [clock.tokens + (i + 0.5) * batch_tokens for i in range(count)]
-        values = [hypers(middle) for middle in middles]
-        sequences = batch_tokens // context
-        end = Clock(tokens, clock.sequences + count * sequences, clock.steps + count)
-        yield Call(clock, end, sequences, {name: [v[name] for v in values] for name in values[0]}, due)
+        values = [hypers(clock.tokens + (i + 0.5) * batch.tokens, batch.tokens) for i in range(count)]
+        end = Clock(tokens, clock.steps + count)
+        yield Call(clock, end, batch, {name: [v[name] for v in values] for name in values[0]}, due)
         clock = end
 
 

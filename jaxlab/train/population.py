@@ -19,6 +19,7 @@ from jaxlab.train.checkpoint import Checkpoints, NonFinite
 from jaxlab.train.log import Log, say
 from jaxlab.train.meter import Meter, peak_flops
 from jaxlab.train.plan import Call, crossed
+from jaxlab.train.probes import Probe, probes
 from jaxlab.train.state import Clock, State
 
 # What members may differ in: their seeds and hyper-parameters.
@@ -30,6 +31,7 @@ class Member:
     """A run of the population, and what became of it: its result, or the error of one that diverged."""
 
     run: Run
+    probes: list[Probe]
     workdir: Path
     record: dict
     log: Log
@@ -76,7 +78,7 @@ def _member(run: Run, workdir: Path, console: Console, stack: ExitStack) -> Memb
     start = max(checkpoints.steps(), default=0)
     options = {"total_tokens": run.config.tokens, "start_tokens": start, "tensorboard": run.config.log.tensorboard}
     log = stack.enter_context(closing(Log(workdir, console, **options)))
-    return Member(run, workdir, record, log, checkpoints)
+    return Member(run, probes(run), workdir, record, log, checkpoints)
 
 
 def _start(members: list[Member]) -> tuple[State, Clock]:
@@ -114,7 +116,7 @@ def _steps(members: list[Member], states: State, clock: Clock, stopping) -> tupl
     def meet(states, event):
         return jax.vmap(lambda state, lr: program.rounds.apply(state, event, lr))(states, outer_lrs)
 
-    meter = Meter(flops.training_per_token(program.model.c, config.batch.context), peak_flops(program.mesh)[0])
+    meter = Meter(partial(flops.training_per_token, program.model.c), peak_flops(program.mesh)[0])
     pending = None
     for calls, arguments, waited in loop.prefetch(_Fed(members), clock):
         stage = max((at for at in program.later if at <= calls[0].start.tokens), default=0)
@@ -129,16 +131,13 @@ def _steps(members: list[Member], states: State, clock: Clock, stopping) -> tupl
         pending = _write(members, meter, pending)
         pending, clock = (calls, metrics, waited), calls[0].end
         start, stop = calls[0].start.tokens, stopping.is_set()
-        evaluation_due = crossed(start, clock.tokens, config.evaluate.every_tokens)
-        scores_due = crossed(start, clock.tokens, config.evaluate.tasks_every_tokens)
+        due = [i for i, probe in enumerate(members[0].probes) if probe.due(start, clock.tokens)]
         save_due = stop or crossed(start, clock.tokens, config.checkpoint.every_tokens)
-        if evaluation_due or scores_due or save_due:
+        if due or save_due:
             pending = _write(members, meter, pending)
             for i, member in enumerate(members):
-                if evaluation_due:
-                    _guarded(member, loop.write_eval, member.log, member.run, _of(states, i), clock)
-                if scores_due:
-                    _guarded(member, loop.write_scores, member.log, member.run, _of(states, i), clock)
+                for j in due:
+                    _guarded(member, loop.write_probe, member.log, member.probes[j], _of(states, i), clock)
                 if save_due:
                     member.log.flush()
                     _guarded(member, member.checkpoints.save, _of(states, i), clock, member.record)

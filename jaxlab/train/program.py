@@ -1,13 +1,15 @@
 """From a config to pure functions of a run's state: what is compiled, and where everything lives. Needs no data."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -15,20 +17,23 @@ from jaxlab import parallel
 from jaxlab.config import InputError, flatten
 from jaxlab.evaluate.choice import chooser
 from jaxlab.evaluate.loss import evaluator
-from jaxlab.model import attention, linear
+from jaxlab.model import attention, linear, moe
 from jaxlab.model.decoder import Decoder
 from jaxlab.model.loss import cross_entropy
 from jaxlab.optim.inner import adamw
+from jaxlab.optim.sphere import projected, unit_norm
 from jaxlab.quant import dot as quant
 from jaxlab.quant.recipes import OPERANDS, Recipe, recipe, stages
+from jaxlab.train.plan import Batch
 from jaxlab.train.rounds import Rounds, regrouped
+from jaxlab.train.spectra import prober
 from jaxlab.train.state import State
 from jaxlab.train.step import inner_steps
 
 # What the host alone reads: configs that differ in nothing else train with the same compiled programs.
 HOST_KEYS = (
-    "seed", "tokens", "data", "schedule", "optim.weight_decay", "optim.decay", "diloco.outer_lr", "evaluate",
-    "checkpoint", "log",
+    "seed", "tokens", "data", "batch.tokens", "batch.growth", "batch.lr_rule", "schedule", "optim.weight_decay",
+    "optim.decay", "diloco.outer_lr", "evaluate", "checkpoint", "log", "spectra",
 )  # fmt: skip
 
 
@@ -43,16 +48,16 @@ class Program:
     shardings: State  # NamedSharding of every leaf of the state
     start: Callable  # parameters of one model -> State, jitted
     inner_steps: Callable  # (State, batches, hypers, count) -> (State, metrics [n, M]), jitted, State donated
+    probe: Callable  # spectra.prober's, jitted
     rounds: Rounds | None  # where replicas meet between inner steps; None: nowhere
     later: dict[int, "Program"]  # {tokens: program from then on}: the same state, in other arithmetic
 
-    @cached_property
-    def microbatch(self) -> tuple[int, int]:
-        """(k, b): micro-batches a step, sequences in each, for one replica."""
-        b = self.config.batch
-        sequences = b.tokens // b.context // self.config.replicas
-        per_micro = b.micro_tokens // b.context or sequences
-        return sequences // per_micro, per_micro
+    def shape(self, batch: Batch) -> tuple[int, int, int, int, int]:
+        """(n, M, k, b, L+1) of a call: n steps, M replicas, k micro-batches of b sequences each a step and replica."""
+        sequences = batch.tokens // batch.context // self.config.replicas
+        per_micro = self.config.batch.micro_tokens // batch.context or sequences
+        n, replicas = self.config.compute.steps_per_call, self.config.replicas
+        return n, replicas, sequences // per_micro, per_micro, batch.context + 1
 
     @cached_property
     def batch_sharding(self) -> NamedSharding:
@@ -75,11 +80,14 @@ class Program:
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings)
 
     @cached_property
-    def compiled(self):
-        """The compiled inner steps, with their memory analysis. Compiles for devices that need not be there."""
-        c, (k, b) = self.config, self.microbatch
-        n, everywhere = c.compute.steps_per_call, NamedSharding(self.mesh, PartitionSpec())
-        shape = (n, c.replicas, k, b, c.batch.context + 1)
+    def compiling(self) -> Callable[[tuple], Future]:
+        """compiling(shape of batches) -> the compiled inner steps, with their memory analysis: once a shape, on a
+        thread of its own. For devices that need not be there."""
+        thread = ThreadPoolExecutor(1)
+        return cache(lambda shape: thread.submit(self._compile, shape))
+
+    def _compile(self, shape):
+        n, everywhere = shape[0], NamedSharding(self.mesh, PartitionSpec())
         batches = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.batch_sharding)
         hyper = jax.ShapeDtypeStruct((n,), jnp.float32, sharding=everywhere)
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
@@ -95,7 +103,8 @@ class Program:
 
     def step(self, state: State, arguments: tuple) -> tuple[State, dict]:
         """The compiled inner steps, and their metrics [n] of the average replica, which every process can read."""
-        inner, metrics = self.compiled(state._replace(outer=None), *arguments)
+        compiled = self.compiling(arguments[0].shape).result()
+        inner, metrics = compiled(state._replace(outer=None), *arguments)
         return inner._replace(outer=state.outer), self._average(metrics)
 
     @cached_property
@@ -125,10 +134,11 @@ class Program:
         return jax.jit(evaluator(self.loss_fn))
 
     @cached_property
-    def choose(self):
-        """The compiled `chooser` of the model: (params, items, tokenizer) -> records of multiple-choice items."""
-        c, sequences = self.config, self.microbatch[1] * self.config.batch.context // self.config.model.context
-        return chooser(self.model, self.mesh, c.replicas, sequences=sequences, chunk=c.compute.loss_chunk)
+    def chooser(self) -> Callable:
+        """chooser(sequences in a batch) -> the compiled (params, items, tokenizer) -> records of multiple-choice
+        items."""
+        options = {"chunk": self.config.compute.loss_chunk}
+        return cache(lambda n: chooser(self.model, self.mesh, self.config.replicas, sequences=n, **options))
 
     def serves(self, config: ConfigDict, vocab_size: int) -> bool:
         """Whether a run of `config` is a run of this program."""
@@ -149,15 +159,25 @@ def program(config: ConfigDict, mesh: Mesh, vocab_size: int) -> Program:
 
 def _program(config: ConfigDict, mesh: Mesh, vocab_size: int, rule: Recipe, later: dict[int, Program]) -> Program:
     c = FrozenConfigDict(config.model.to_dict() | {"vocab_size": vocab_size})
-    model = decoder(c, config.compute, mesh, config.replicas, dot=product(rule, config.quant.fp8, mesh))
+    axes = parallel.batch_axes(config.replicas)
+    make = partial(decoder, c, config.compute, mesh, dot=product(rule, config.quant.fp8, mesh))
+    model = make(axes[1])
+    if c.num_experts and rule.casts:
+        raise InputError(
+            f"model.num_experts={c.num_experts}: must be 0 with quant, which casts linears but not experts"
+        )
     optimiser = adamw(**{k: config.optim[k] for k in ("b1", "b2", "eps", "clip", "decay_mask")})
+    project = projection(model)
+    if project:
+        optimiser = optax.chain(optimiser, projected(project))
     loss_fn = objective(model, config.compute.loss_chunk)
     params = jax.eval_shape(partial(initial_params, model), np.uint32(0))
-    rounds = Rounds(config.diloco, params, config.replicas, mesh) if config.diloco.sync_every else None
+    rounds = Rounds(config.diloco, params, config.replicas, mesh, project) if config.diloco.sync_every else None
     start = initial_state(optimiser, replicas=config.replicas, rounds=rounds)
     shardings = _shardings(jax.eval_shape(start, params), mesh, config)
-    steps = inner_steps(loss_fn, optimiser, spmd_axis_name=parallel.batch_axes(config.replicas)[0])
-    per_replica = NamedSharding(mesh, PartitionSpec(None, parallel.batch_axes(config.replicas)[0]))
+    one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+    steps = inner_steps(loss_fn, optimiser, spmd_axis_name=axes[0], one_by_one=one_cpu and config.replicas > 1)
+    per_replica, everywhere = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((None, axes[0]), ()))
     return Program(
         config=config,
         mesh=mesh,
@@ -166,6 +186,7 @@ def _program(config: ConfigDict, mesh: Mesh, vocab_size: int, rule: Recipe, late
         shardings=shardings,
         start=jax.jit(start, out_shardings=shardings),
         inner_steps=jax.jit(steps, donate_argnums=0, out_shardings=(shardings._replace(outer=None), per_replica)),
+        probe=jax.jit(prober(make(None), mesh, axes[1]), static_argnums=2, out_shardings=everywhere),
         rounds=rounds,
         later=later,
     )
@@ -199,8 +220,9 @@ def _shardings(shapes: State, mesh: Mesh, config: ConfigDict) -> State:
     return inner._replace(outer=parallel.state_shardings(shapes.outer, per_replica=config.diloco.eager, **options))
 
 
-def decoder(c: FrozenConfigDict, compute: ConfigDict, mesh: Mesh, replicas: int, dot: Callable = linear.dot) -> Decoder:
-    """The decoder as this platform runs it best, unless config.compute says otherwise."""
+def decoder(c: FrozenConfigDict, compute: ConfigDict, mesh: Mesh, axes, dot: Callable = linear.dot) -> Decoder:
+    """The decoder as this platform runs it best, unless config.compute says otherwise. axes: those of the mesh over
+    which sequences are sharded, None where each device has its own."""
     platform = mesh.devices.flat[0].platform
     on_cpu = platform == "cpu"
     dtype = ("float32" if on_cpu else "bfloat16") if compute.dtype == "auto" else compute.dtype
@@ -215,7 +237,7 @@ def decoder(c: FrozenConfigDict, compute: ConfigDict, mesh: Mesh, replicas: int,
         "chunked": attention.chunked,
         "xla": attention.fused("xla"),
         "cudnn": attention.fused("cudnn"),
-        "splash": attention.splash(mesh, PartitionSpec(parallel.batch_axes(replicas)[1], None, "tensor", None)),
+        "splash": attention.splash(mesh, PartitionSpec(axes, None, "tensor", None)),
     }
     return Decoder(
         c,
@@ -224,25 +246,40 @@ def decoder(c: FrozenConfigDict, compute: ConfigDict, mesh: Mesh, replicas: int,
         remat=compute.remat,
         kernel=kernels[kernel],
         dot=dot,
-        constrain=parallel.constrainer(mesh, replicas),
+        mixture=moe.sharded(mesh, axes),
+        constrain=parallel.constrainer(mesh, axes),
     )
 
 
 def objective(model: Decoder, chunk: int) -> Callable:
-    """loss_fn(params, tokens [b, L+1]) -> (objective summed over tokens, sums): next-token prediction. Negative ids
-    are padding: never a target, and the embedding of id 0 as an input."""
+    """loss_fn(params, tokens [b, L+1]) -> (objective summed over tokens, sums): next-token prediction, and of
+    experts the mean load-balancing loss of the layers. Negative ids are padding: never a target, and the embedding of
+    id 0 as an input."""
 
     def loss_fn(params, tokens):
         inputs, targets = jnp.maximum(tokens[:, :-1], 0), tokens[:, 1:]
-        hidden, head = model.apply({"params": params}, inputs, method="features")
-        return cross_entropy(hidden, head, targets, chunk=chunk, z_loss=model.c.z_loss)
+        (hidden, head), sown = model.apply(
+            {"params": params}, inputs, targets >= 0, method="features", mutable=["losses"]
+        )
+        total, sums = cross_entropy(hidden, head, targets, chunk=chunk, z_loss=model.c.z_loss)
+        if sown:  # by experts
+            sums["balance"] = sums["tokens"] * jnp.mean(jnp.concatenate(jax.tree.leaves(sown)))
+            total += model.c.balance_loss * sums["balance"]
+        return total, sums
 
     return loss_fn
 
 
+def projection(model: Decoder) -> Callable | None:
+    """parameters -> those that the model allows, where it does not allow all: its matrices of unit norm."""
+    return partial(unit_norm, axis=model.unit_axis) if model.unit_axis else None
+
+
 def initial_params(model: Decoder, seed):
     """Parameters of one model. Made as plainly as can be: they do not depend on how the layers are run."""
-    return Decoder(model.c).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = Decoder(model.c).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+    project = projection(model)
+    return project(params) if project else params
 
 
 def initial_state(optimiser, *, replicas: int, rounds: Rounds | None = None) -> Callable:

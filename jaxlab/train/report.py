@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxlab.cost import flops
 from jaxlab.model.families import parameters
+from jaxlab.optim.batch_growth import size_at, sizes
 from jaxlab.quant.dot import arithmetic
 from jaxlab.quant.recipes import OPERANDS
 from jaxlab.train.build import Run
@@ -17,17 +18,17 @@ from jaxlab.train.state import Clock
 def header(run: Run, peak: float | None, peak_source: str) -> list[str]:
     """Lines for a person: model, training, batch, devices, compute."""
     c, m, mesh = run.config, run.program.model.c, run.program.mesh
-    count, (k, b) = parameters(m), run.program.microbatch
+    count = parameters(m)
     end = deque(run.calls(Clock()), maxlen=1)[0].end
     devices = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     peak_text = f"{peak / 1e12:,.3g} TFLOP/s ({peak_source})" if peak else peak_source
+    active = f", {count['active']:,} active" if m.num_experts else ""
     lines = {
-        "model": f"{m.family}, {count['total']:,} parameters ({count['non_embedding']:,} without embeddings), "
+        "model": f"{m.family}, {count['total']:,} parameters ({count['non_embedding']:,} without embeddings{active}), "
         f"{flops.training_per_token(m, c.batch.context) / 1e6:,.1f} MFLOPs a training token",
-        "training": f"{end.tokens:,} tokens in {end.steps:,} steps, {run.train.epochs(end.sequences):.2f} epochs of "
+        "training": f"{end.tokens:,} tokens in {end.steps:,} steps, {run.train.epochs(end.tokens):.2f} epochs of "
         f"{c.data.source}",
-        "batch": f"{c.batch.tokens:,} tokens: {c.replicas} replicas x {k} micro-batches x {b} sequences of "
-        f"{c.batch.context}",
+        "batch": "; ".join(batch(run, start) for start in run.batches),
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind} (mesh {devices}), peak {peak_text}",
         "compute": f"{run.program.model.dtype}, attention {kernel_name(run)}, "
         f"layers {'scanned' if run.program.model.scan else 'unrolled'}, remat {run.program.model.remat}",
@@ -37,6 +38,16 @@ def header(run: Run, peak: float | None, peak_source: str) -> list[str]:
     if run.program.rounds:
         lines["rounds"] = run.program.rounds.describe(end.steps, c.diloco.outer_lr)
     return [f"{name:10s}{text}" for name, text in lines.items()]
+
+
+def batch(run: Run, start: int) -> str:
+    """What a batch is from `start` tokens on."""
+    size = run.batches[start]
+    _, replicas, k, b, _ = run.program.shape(size)
+    text = f"{size.tokens:,} tokens: {replicas} replicas x {k} micro-batches x {b} sequences of {size.context}"
+    wanted = size_at(sizes(run.config.batch.growth or size.tokens), start)
+    text += f" ({wanted:,} wanted)" if wanted != size.tokens else ""
+    return f"from {start:,} tokens {text}" if len(run.batches) > 1 else text
 
 
 def precision(run: Run) -> str:

@@ -1,15 +1,18 @@
 """Rounds: where replicas meet between their inner steps, when they do, and which parameters are the run's."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxlab.optim import codec, diloco
 from jaxlab.optim.fragments import events, fragments, put, take
+from jaxlab.optim.sphere import projected
 from jaxlab.train.state import State
 
 
@@ -26,13 +29,16 @@ class Rounds:
     Methods that take arrays are pure, and compiled by their callers.
     """
 
-    def __init__(self, d: ConfigDict, params: Any, replicas: int, mesh: Mesh):
-        """params: shapes of the model's parameters, without a replica axis."""
+    def __init__(self, d: ConfigDict, params: Any, replicas: int, mesh: Mesh, project: Callable | None = None):
+        """params: shapes of the model's parameters, without a replica axis. project(parameters, or a fragment of them):
+        where global parameters and replicas must lie, for a model that constrains them."""
         self._d, self._params, self._replicas = d, params, replicas
         self._parts = fragments(params, d.fragments, d.fragment_order)
         parts = [jax.eval_shape(lambda params, part=part: take(params, part), params) for part in self._parts]
         self._bytes = [codec.sent_bytes(part, d.codec) for part in parts]
-        self._optimiser = diloco.nesterov(d.outer_momentum)
+        self._optimiser, self._project = diloco.nesterov(d.outer_momentum), project or (lambda params: params)
+        if project:
+            self._optimiser = optax.chain(self._optimiser, projected(project))
         self._exchange = codec.exchange(d.codec, _gather(mesh) if replicas > 1 else lambda x: x)
 
     def init(self, params) -> tuple[Fragment, ...]:
@@ -81,6 +87,7 @@ class Rounds:
     def _receive(self, fragment, replicas, lr):
         optimiser, mix = self._optimiser, self._d.mix
         outer, replicas = diloco.apply(fragment.outer, replicas, fragment.sent, optimiser, mix=mix, lr=lr)
+        replicas = self._project(replicas) if mix else replicas
         return Fragment(outer, fragment.sent if self._d.overlap else None), replicas, {}
 
     def params(self, state: State):
@@ -90,6 +97,7 @@ class Rounds:
         for part, fragment in zip(self._parts, state.outer, strict=True):
             theta = fragment.outer.params
             whole = put(whole, part, jax.tree.map(lambda p: p.mean(0), theta) if self._d.eager else theta)
+        whole = self._project(whole) if self._d.eager else whole
         return jax.tree.map(lambda p: p[None], whole)
 
     def sent_bytes(self, event: tuple) -> int:

@@ -21,10 +21,9 @@ class State(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """Where a run stands, in exact Python integers; the position in the data is `sequences`."""
+    """Where a run stands, in exact Python integers; the position in the data is that of `tokens`."""
 
     tokens: int = 0
-    sequences: int = 0
     steps: int = 0
 
 

@@ -8,36 +8,52 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jaxlab.optim.noise_scale import pair
 from jaxlab.train.state import State
 
 
-def inner_steps(loss_fn: Callable, optimiser, *, spmd_axis_name: str | None = None) -> Callable:
+def inner_steps(
+    loss_fn: Callable, optimiser, *, spmd_axis_name: str | None = None, one_by_one: bool = False
+) -> Callable:
     """steps(state, batches, hypers, count) -> (state, metrics): `count` optimiser steps on every replica.
 
     loss_fn(params, tokens [b, L+1]) -> (objective summed over tokens, sums with at least "nll" and "tokens").
     batches [n, M, k, b, L+1] int32: n steps, M replicas, k micro-batches of b sequences.
     hypers {"lr", "decay"}: float32 [n]. count: int32 <= n, traced: a remainder runs the same program.
     metrics: float32 [n, M] each; entries from count on are zero.
+    With micro-batches they hold unbiased "signal" and "noise" of the gradient before clipping, whose averages' ratio is
+    the noise scale in tokens (optim.noise_scale).
+    one_by_one: the gradients of one replica after another, in a loop, instead of all at once: on one CPU 8 replicas
+    then cost 5 to 10 % less.
 
     No replica ever waits for another: the program contains no communication across the replica axis.
     """
+    each = partial(jax.vmap, spmd_axis_name=spmd_axis_name)
 
-    def step(params, opt_state, batch, hypers):
-        grads, sums = accumulate(loss_fn, params, batch)
+    def gradients(params, batch):
+        if one_by_one:
+            return lax.map(lambda replica: accumulate(loss_fn, *replica), (params, batch))
+        return each(partial(accumulate, loss_fn))(params, batch)
+
+    def update(params, opt_state, grads, sums, hypers):
         tokens = jnp.maximum(sums["tokens"], 1)  # a batch of padding alone has no gradient, not NaN
         grads = jax.tree.map(lambda g: g / tokens, grads)
         updates, opt_state = optimiser.update(grads, opt_state, params, **hypers)
         metrics = {
             "loss": sums["nll"] / tokens,
-            "z": sums["z"] / tokens,
+            **{name: sums[name] / tokens for name in ("z", "balance") if name in sums},
             "grad_norm": optax.tree.norm(grads),
         }
+        if "square" in sums:
+            large = metrics["grad_norm"] ** 2
+            found = pair(sums["square"] / tokens, large, tokens / jnp.maximum(sums["filled"], 2), tokens)
+            metrics |= jax.tree.map(lambda x: jnp.where(sums["filled"] > 1, x, 0), found)._asdict()  # one tells nothing
         return optax.apply_updates(params, updates), opt_state, metrics
 
-    every_replica = jax.vmap(step, in_axes=(0, 0, 0, None), spmd_axis_name=spmd_axis_name)
-
     def one(state, batch, hypers):
-        params, opt_state, metrics = every_replica(state.params, state.opt_state, batch, hypers)
+        grads, sums = gradients(state.params, batch)
+        updated = each(update, in_axes=(0, 0, 0, 0, None))
+        params, opt_state, metrics = updated(state.params, state.opt_state, grads, sums, hypers)
         return State(params, opt_state), metrics
 
     def steps(state, batches, hypers, count):
@@ -59,9 +75,18 @@ def inner_steps(loss_fn: Callable, optimiser, *, spmd_axis_name: str | None = No
 
 def accumulate(loss_fn: Callable, params, batch):
     """Gradient of the summed objective and the sums, over micro-batches [k, b, L+1]: weighted by tokens by
-    construction, since sums are divided by all tokens only once. float32 accumulators exist only if k > 1."""
+    construction, since sums are divided by all tokens only once. float32 accumulators exist only if k > 1.
+
+    With k > 1 the sums have "square", the squared norms of the micro-batches' mean gradients weighted by their tokens,
+    and "filled", how many have tokens at all."""
     gradient = partial(jax.grad(loss_fn, has_aux=True), params)
     if batch.shape[0] == 1:
         return gradient(batch[0])
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, batch[0]))
-    return lax.scan(lambda total, tokens: (jax.tree.map(jnp.add, total, gradient(tokens)), None), zeros, batch)[0]
+
+    def measured(tokens):
+        grads, sums = gradient(tokens)
+        square = optax.tree.norm(grads, squared=True) / jnp.maximum(sums["tokens"], 1)
+        return grads, sums | {"square": square, "filled": jnp.float32(sums["tokens"] > 0)}
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measured, batch[0]))
+    return lax.scan(lambda total, tokens: (jax.tree.map(jnp.add, total, measured(tokens)), None), zeros, batch)[0]

@@ -46,7 +46,7 @@ def products(jaxpr) -> int:
     return total
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", [name for name, keys in ARCHITECTURES.items() if not keys["num_experts"]])
 def test_formula_is_the_products_and_within_2_percent_of_xla(family):
     """XLA also counts elementwise work (not exp and the like): 0.7 to 1.4 % at this shape."""
     c, program = traced(family)
@@ -57,7 +57,9 @@ def test_formula_is_the_products_and_within_2_percent_of_xla(family):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_kv_heads": 2}, {"head_dim": 48}, {"vocab_size": 300, "tied": False}], ids=str
+    "changes",
+    [{"num_kv_heads": 2}, {"head_dim": 48}, {"vocab_size": 300, "tied": False}, {"layer_d_ff": "256,640"}],
+    ids=str,
 )
 def test_formula_is_the_products_at_odd_shapes(changes):
     c, program = traced("qwen3", num_layers=2, **changes)

@@ -108,8 +108,12 @@ def test_token_positions_beyond_int32():
 
 
 def test_epochs():
-    data = sequences(8)
-    assert [data.epochs(p) for p in (0, 4, 8, 20, 8 * 2**40)] == [0.0, 0.5, 1.0, 2.5, 2.0**40]
+    data = sequences(8, context=4)
+    assert [data.epochs(4 * p) for p in (0, 4, 8, 20, 8 * 2**40)] == [0.0, 0.5, 1.0, 2.5, 2.0**40]
+
+
+def test_training_goes_on_with_the_first_whole_sequence_that_is_left():
+    assert [sequences(8, context=4).position(tokens) for tokens in (0, 4, 5, 8, 4 * 2**40)] == [0, 1, 2, 2, 2**40]
 
 
 def test_too_short_a_split():

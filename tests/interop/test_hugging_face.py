@@ -33,7 +33,7 @@ def test_import_inverts_export(exported):
     model, params, folder = exported
     found, tree = load(folder)
     assert same(tree, params)
-    ignored = {"family", "init_std", "z_loss"}  # transformers has no such keys
+    ignored = {"family", "init_std", "z_loss", "balance_loss"}  # transformers has no such keys
     assert {k: v for k, v in found.items() if k not in ignored} == {k: model[k] for k in found if k not in ignored}
 
 
@@ -72,6 +72,11 @@ QWEN3 = {
     "self_attn.o_proj.weight": (64, 128), "self_attn.q_norm.weight": (32,), "self_attn.k_norm.weight": (32,),
     "mlp.gate_proj.weight": (128, 64), "mlp.up_proj.weight": (128, 64), "mlp.down_proj.weight": (64, 128),
 }  # fmt: skip
+QWEN3_MOE = {name: shape for name, shape in QWEN3.items() if "mlp" not in name}
+QWEN3_MOE |= {"lm_head.weight": (300, 64), "mlp.gate.weight": (5, 64)}
+for expert in range(5):
+    QWEN3_MOE |= {f"mlp.experts.{expert}.{name}_proj.weight": (48, 64) for name in ("gate", "up")}
+    QWEN3_MOE |= {f"mlp.experts.{expert}.down_proj.weight": (64, 48)}
 GPT2 = {
     "transformer.wte.weight": (300, 64), "transformer.wpe.weight": (64, 64),
     "transformer.ln_f.weight": (64,), "transformer.ln_f.bias": (64,),
@@ -80,7 +85,7 @@ GPT2 = {
     "attn.c_proj.weight": (64, 64), "attn.c_proj.bias": (64,),
     "mlp.c_fc.weight": (64, 256), "mlp.c_fc.bias": (256,), "mlp.c_proj.weight": (256, 64), "mlp.c_proj.bias": (64,),
 }  # fmt: skip
-SHAPES = {"llama": LLAMA, "internlm2": LLAMA, "qwen3": QWEN3, "gpt2": GPT2}
+SHAPES = {"llama": LLAMA, "internlm2": LLAMA, "qwen3": QWEN3, "qwen3_moe": QWEN3_MOE, "gpt2": GPT2}
 
 
 def test_names_and_shapes_are_those_of_transformers(exported):
@@ -136,6 +141,7 @@ REFUSED = (
     ("chinchilla", {}, "model.family=chinchilla: transformers has no class for it; allowed: llama, internlm2"),
     ("llama", {"qk_norm": True}, "model.qk_norm=True: LlamaForCausalLM has only False"),
     ("llama", {"ffn": "gelu"}, "model.ffn='gelu': LlamaForCausalLM has only 'swiglu'"),
+    ("qwen3", {"num_experts": 4}, "model.num_experts=4: Qwen3ForCausalLM has only 0"),
     ("internlm2", {"use_bias": True}, "model.use_bias=True: LlamaForCausalLM has only False"),
     ("qwen3", {"norm": "layer"}, "model.norm='layer': Qwen3ForCausalLM has only 'rms'"),
     ("qwen3", {"qk_norm": False}, "model.qk_norm=False: Qwen3ForCausalLM has only True"),
@@ -162,7 +168,7 @@ def test_an_unknown_dtype_is_refused(tmp_path):
 
 
 UNREADABLE = (
-    ({"model_type": "internlm2"}, "model_type='internlm2': must be one of llama, qwen3, gpt2"),
+    ({"model_type": "internlm2"}, "model_type='internlm2': must be one of llama, qwen3, qwen3_moe, gpt2"),
     ({"attention_bias": True}, "attention_bias=True: only False can be read"),
     ({"hidden_act": "gelu"}, "hidden_act='gelu': only 'silu' can be read"),
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_type='llama3': only 'default' can be read"),
@@ -196,6 +202,18 @@ def test_rope_theta_is_read_where_either_version_of_transformers_writes_it():
     assert model_config(config | new)["rope_theta"] == 1e6
     found = model_config(config)
     assert (found["num_kv_heads"], found["head_dim"], found["context"], found["tied"]) == (2, 4, 2_048, False)
+
+
+def test_experts_are_read_where_either_version_of_transformers_writes_them(tmp_path):
+    model, params = random_model("qwen3_moe")
+    export(tmp_path, params, model, BYTES)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["num_experts"], config["num_experts_per_tok"], config["moe_intermediate_size"]) == (5, 2, 48)
+    config["num_local_experts"] = config.pop("num_experts")
+    assert model_config(config) == model
+    for key, value in (("norm_topk_prob", None), ("decoder_sparse_step", 2), ("mlp_only_layers", [0])):
+        with pytest.raises(InputError, match=f"config.json: {key}=.*: only .* can be read"):
+            model_config(config | {key: value})  # norm_topk_prob left out is False there
 
 
 def _edit(name):

@@ -18,7 +18,7 @@ from jaxlab.interop.hugging_face import export, load  # noqa: E402
 from tests.interop.test_tokenizer import HARD, sentences  # noqa: E402
 
 BYTES = load_tokenizer("bytes", None)
-CLASSES = {"llama": "Llama", "internlm2": "Llama", "qwen3": "Qwen3", "gpt2": "GPT2"}
+CLASSES = {"llama": "Llama", "internlm2": "Llama", "qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe", "gpt2": "GPT2"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -35,7 +35,7 @@ def test_logits_in_bfloat16(family):
     assert found["difference"] < 0.03 * found["largest_logit"]
 
 
-@pytest.mark.parametrize("family", ["internlm2", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", ["internlm2", "qwen3", "qwen3_moe", "gpt2"])
 def test_greedy_continuation(family, tmp_path):
     model, params = random_model(family)
     export(tmp_path, params, model, BYTES)
@@ -49,7 +49,7 @@ def test_greedy_continuation(family, tmp_path):
     assert len(set(ours[0, 7:].tolist())) > 3
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe", "gpt2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_folders_of_transformers_go_through_unchanged(family, dtype, tmp_path):
     """What transformers saves, in shards, is read and written again with every tensor bit for bit."""
@@ -74,12 +74,13 @@ def export_config(model_and_params, folder: Path):
     return transformers.AutoConfig.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe", "gpt2"])
 def test_config_says_what_ours_does(family, tmp_path):
     """No key is unknown to transformers, and all that it takes for granted besides is dropout, which is training's."""
     config = export_config(random_model(family), tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     known = {**config.to_dict(), "rope_theta": (getattr(config, "rope_parameters", None) or {}).get("rope_theta")}
+    known["num_experts"] = known.get("num_local_experts")  # transformers 5 has both names
     for key, value in written.items():
         assert known[key] == value, key
 

@@ -77,6 +77,27 @@ def test_precision_of_a_1b_model():
     assert float(smaller_blocks) > float(rows["E1M1"][5])
 
 
+def test_batch_of_the_published_schedule():
+    """500B tokens of 2601.05034: 133,117 steps of 3.58 Mi in the mean; rules at 3.07e9 tokens and at 108M parameters by
+    hand, the loss rules at the loss that is printed."""
+    table = plan.batch(4e9, 500e9, "0:2Mi 125B:4Mi 250B:5Mi 375B:6Mi")
+    rows = list(zip(*(c.cells for c in table.columns), strict=True))
+    assert [row[1] for row in rows[7:11]] == ["2,097,152", "4,194,304", "5,242,880", "6,291,456"]
+    steps = [int(row[2].replace(",", "")) for row in rows[7:]]
+    assert steps == pytest.approx([59_605, 29_802, 23_842, 19_868, 133_117], abs=1)
+    assert int(rows[-1][1].replace(",", "")) / 2**20 == pytest.approx(3.58, abs=5e-3)
+    table = plan.batch(108e6, 3.07e9)
+    rows = list(zip(*(c.cells for c in table.columns), strict=True))
+    assert len(rows) == 7
+    found = [int(row[1].replace(",", "")) for row in rows]
+    assert found[1] / 1e6 == pytest.approx(0.66, abs=6e-3)
+    assert found[3] == pytest.approx(0.292 * (6 * 108e6 * 3.07e9) ** 0.327, abs=1)
+    assert found[6] == 327_680
+    loss = float(table.caption.split()[1].strip(","))
+    assert found[0] == pytest.approx(2e8 / loss ** (1 / 0.21), rel=5e-3)
+    assert found[2] == pytest.approx(1.21e9 / loss**6.24, rel=5e-3)
+
+
 def test_bad_input():
     for kind in ([], ["dilco"], ["diloco", "more"]):
         with pytest.raises(InputError, match="say one of diloco"):
@@ -99,6 +120,13 @@ def test_bad_input():
     ):
         with pytest.raises(InputError, match=message):
             plan.precision(*arguments)
+    for arguments, message in (
+        ((1e9, None), "--tokens=None: must be above 0"),
+        ((1e9, 1e6, "2Mi"), "--schedule=2Mi: its first batch is larger than --tokens=1e.06"),
+        ((1e9, 1e9, "1B:2Mi"), "first stage must start at 0 tokens"),
+    ):
+        with pytest.raises(InputError, match=message):
+            plan.batch(*arguments)
 
 
 def test_the_command():

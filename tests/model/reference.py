@@ -1,7 +1,8 @@
 """The decoder once more, in plain numpy float64 and with no code in common, and the small models that tests compare.
 
 Written from the papers: arXiv 1607.06450 (LayerNorm), 1910.07467 (RMSNorm), 2104.09864 (rotary positions, pairs
-(i, i + h/2)), 1606.08415 (GELU, tanh form), 2002.05202 (gated units), 2305.13245 (grouped queries).
+(i, i + h/2)), 1606.08415 (GELU, tanh form), 2002.05202 (gated units), 2305.13245 (grouped queries), 2002.04745 (Pre-LN
+and Post-LN), 2412.13795 (Mix-LN), 1602.07868 (weight normalisation), 2410.01131 (nGPT).
 """
 
 import jax
@@ -38,10 +39,38 @@ def logits(c, params, tokens):
     if c.positions == "learned":
         x = x + p["position_embedding"][: tokens.shape[1]]
     for i in range(c.num_layers):
-        layer = jax.tree.map(lambda a, i=i: a[i], p["blocks"])
-        x = x + attention(c, layer["attention"], norm(c, layer["attention_norm"], x))
-        x = x + feedforward(c, layer["ffn"], norm(c, layer["ffn_norm"], x))
+        layer, post = own_layer(p, i), i < post_layers(c)
+        x = residual(c, post, layer, "attention", x, attention)
+        x = residual(c, post, layer, "ffn", x, feedforward)
+    if c.parametrisation == "ngpt":
+        return x @ p["head"] * p["s_z"] * np.sqrt(c.d_model)
     return norm(c, p["final_norm"], x) @ (p["embedding"].T if c.tied else p["head"])
+
+
+def post_layers(c):
+    """Layers below this are Post-LN."""
+    return {"pre": 0, "post": c.num_layers, "mix": c.mix_fraction * c.num_layers - 0.5}[c.norm_placement]
+
+
+def own_layer(p, i):
+    """Layer i's parameters, out of the stack that begins at or before it."""
+    begins = {int(name[7:] or 0): name for name in p if name.startswith("blocks")}
+    first = max(b for b in begins if b <= i)
+    return jax.tree.map(lambda a: a[i - first], p[begins[first]])
+
+
+def residual(c, post, layer, name, x, sublayer):
+    if c.parametrisation == "ngpt":
+        a, b = unit(x), unit(sublayer(c, layer[name], x))
+        alpha = np.abs(layer[f"{name}_alpha"] * 0.05 * np.sqrt(c.d_model))
+        return unit((1 - alpha) * a + alpha * b)
+    if post:
+        return norm(c, layer[f"{name}_norm"], x + sublayer(c, layer[name], x))
+    return x + sublayer(c, layer[name], norm(c, layer[f"{name}_norm"], x))
+
+
+def unit(x):
+    return x / np.sqrt((x**2).sum(-1, keepdims=True))
 
 
 def objective(c, params, tokens):
@@ -73,10 +102,14 @@ def attention(c, p, x):
         q, k = norm(c, p["query_norm"], q), norm(c, p["key_norm"], k)
     if c.positions == "rotary":
         q, k = rotate(c, q), rotate(c, k)
+    s_qk, scale = np.ones((c.num_heads, c.head_dim)), 1 / np.sqrt(c.head_dim)
+    if c.parametrisation == "ngpt":
+        s_qk, scale = (p["s_qk"] * np.sqrt(c.d_model)).reshape(s_qk.shape), np.sqrt(c.head_dim)
+        q, k = unit(q), unit(k)
     y = np.zeros_like(q)
     for head in range(c.num_heads):
         shared = head * c.num_kv_heads // c.num_heads
-        scores = np.einsum("btd,bsd->bts", q[:, :, head], k[:, :, shared]) / np.sqrt(c.head_dim)
+        scores = np.einsum("btd,bsd->bts", q[:, :, head] * s_qk[head], k[:, :, shared] * s_qk[head]) * scale
         weights = np.exp(scores) * (np.arange(length) <= np.arange(length)[:, None])
         y[:, :, head] = weights / weights.sum(-1, keepdims=True) @ v[:, :, shared]
     return linear(p["out"], y.reshape(b, length, -1))
@@ -90,10 +123,22 @@ def rotate(c, x):
     return np.concatenate((z.real, z.imag), -1)
 
 
+def weight_normalised(c, p):
+    """The matrices with one output after another at norm 1, or at the norm that its gain says."""
+    if c.ffn_weight_norm == "none":
+        return p
+    rows = {name: [row / np.linalg.norm(row) for row in matrix["kernel"].T] for name, matrix in p.items()}
+    if c.ffn_weight_norm == "weight":
+        rows = {name: [g * row for g, row in zip(p[name]["gain"], rows[name], strict=True)] for name in p}
+    return {name: matrix | {"kernel": np.stack(rows[name], axis=1)} for name, matrix in p.items()}
+
+
 def feedforward(c, p, x):
-    up = linear(p["up"], x)
+    s_u, s_v = (p[name] * np.sqrt(c.d_model) if c.parametrisation == "ngpt" else 1 for name in ("s_u", "s_v"))
+    p = weight_normalised(c, p)
+    up = linear(p["up"], x) * s_u
     if c.ffn == "swiglu":
-        gate = linear(p["gate"], x)
+        gate = linear(p["gate"], x) * s_v
         return linear(p["down"], gate / (1 + np.exp(-gate)) * up)
     positive = np.maximum(up, 0)
     tanh_gelu = up / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))

@@ -20,7 +20,7 @@ def count(family, size, **changes):
 
 def initialised(c):
     shapes = jax.eval_shape(Decoder(c, scan=True).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
 
 
 # arXiv 2503.09799, table of model shapes: layers, d, and 12 L d^2 + 32,768 d in millions.
@@ -99,6 +99,28 @@ def test_spectral_width_sweep(size, widths, ends):
 )
 def test_published_checkpoints(family, size, total):
     assert count(family, size)["total"] == total
+
+
+@pytest.mark.parametrize(("size", "millions"), [("0.5b", "468.2"), ("1b", "1025.6")])
+def test_ngpt(size, millions):
+    """arXiv 2410.01131, table of models: matrices alone."""
+    n = count("ngpt", size)
+    assert f"{(n['block_matrices'] + n['embedding'] + n['head']) / 1e6:.1f}" == millions
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ffn_weight_norm": "weight", "ffn": "swiglu"},
+        {"ffn_weight_norm": "weight", "layer_d_ff": "8,24", "use_bias": True, "norm_placement": "mix"},
+        {"ffn_weight_norm": "hyperspherical", "norm_placement": "post"},
+        ARCHITECTURES["ngpt"] | {"layer_d_ff": "8,24", "num_kv_heads": 2},
+    ],
+    ids=str,
+)
+def test_every_variant_is_what_is_initialised(changes):
+    c = reference.tiny(**changes)
+    assert parameters(c)["total"] == initialised(c)
 
 
 @pytest.mark.parametrize("family", SIZES)

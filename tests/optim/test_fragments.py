@@ -46,6 +46,22 @@ def test_layers_of_each_split():
     assert [part["embedding"] for part in fragments(MODEL, 3)] == [True, False, False]
 
 
+def test_layers_in_several_stacks():
+    """A stack's name says which layer it begins with, its leaves are cut at places of its own. Ten layers and more, so
+    that names are not in the order of layers."""
+    sizes = {"blocks": (2, 3), "blocks_2": (8, 4), "blocks_10": (3, 5), "embedding": (7, 2)}
+    model = {name: jnp.asarray(RNG.normal(size=shape), jnp.float32) for name, shape in sizes.items()}
+    parts = fragments(model, 4)
+    second = {name: own if own is False else own.tolist() for name, own in parts[1].items()}
+    assert second == {"blocks": [1], "blocks_2": [3, 7], "blocks_10": False, "embedding": False}  # 1, 5 and 9 of 13
+    runs = {name: own if own is False else own.tolist() for name, own in fragments(model, 13, "sequential")[12].items()}
+    assert runs == {"blocks": False, "blocks_2": False, "blocks_10": [2], "embedding": False}
+    back = jax.tree.map(jnp.zeros_like, model)
+    for part in fragments(model, 5, "balanced"):
+        back = put(back, part, take(model, part))
+    jax.tree.map(np.testing.assert_array_equal, back, model)
+
+
 def test_balanced_by_hand():
     """Bytes: embedding 56, five layers of 32 each, last norm 8. In three: 56 + 8, then layers 0, 2, 3... by load:
     [56], [32], [32], [32 + 32], [32 + 32], [56 + 32], [64 + 8]."""

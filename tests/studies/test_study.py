@@ -134,6 +134,17 @@ def test_bad_input_is_one_line(words, says, tmp_path):
     assert says in found.stderr
 
 
+def test_a_pipe_has_wide_tables_whole(tmp_path):
+    """Of 13 columns, every run on a line of its own, nothing cut."""
+    found = tiny.launch(
+        "study", "--study=floating_point:smoke", "--part=targets", f"--runs={tmp_path}", "--dry_run", "run"
+    )
+    trials = load("floating_point:smoke", tmp_path, part="targets").trials
+    rows = [line.split("│")[1:-1] for line in found.stdout.splitlines() if line.startswith("│")]
+    tags = [[str(value) for name, value in trial.tags.items() if name != "tokens"] for trial in trials]
+    assert [[cell.strip() for cell in row[: len(tags[0])]] for row in rows] == tags
+
+
 def test_a_lock_goes_with_its_process(tmp_path):
     with held(tmp_path / "run") as first, held(tmp_path / "run") as second:
         assert first

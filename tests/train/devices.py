@@ -9,6 +9,7 @@ import sys
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlab import parallel
 from jaxlab.train.build import build
@@ -22,7 +23,7 @@ SHAPE = {
     "tokens": SEQUENCES * CONTEXT * STEPS, "batch.tokens": SEQUENCES * CONTEXT, "batch.context": CONTEXT,
     "model.context": CONTEXT, "model.num_heads": 12, "model.num_kv_heads": 12, "model.head_dim": 8, "model.d_model": 96,
     "model.d_ff": 256, "model.vocab_size": 512, "schedule.warmup_tokens": 0, "compute.attention": "plain",
-    "compute.layers": "scan", "schedule.peak_lr": 1e-3,
+    "compute.layers": "scan", "schedule.peak_lr": 1e-3, "spectra.tokens": 90 * CONTEXT,
 }  # fmt: skip
 CASES = {  # name: (replicas, mesh replica x data x tensor, fsdp)
     "1 device": (1, (1, 1, 1), True),
@@ -36,14 +37,15 @@ CASES = {  # name: (replicas, mesh replica x data x tensor, fsdp)
 }
 
 EVALUATED = ((1, 1, 1), (1, 4, 2))
+SPECTRA = ("1 device", "data 8, no fsdp", "data 4 x tensor 2")
 
 
-def measure(data: dict, replicas: int, mesh: tuple, fsdp: bool) -> dict:
+def measure(name: str, data: dict, replicas: int, mesh: tuple, fsdp: bool) -> dict:
     """Losses of all steps, and what the compiled program says about one device."""
     config = tiny.config(data | SHAPE, replicas=replicas, mesh__fsdp=fsdp, diloco__sync_every=2 * (replicas > 1))
     config.mesh.replica, config.mesh.data, config.mesh.tensor = mesh
     run = build(config)
-    text, memory = run.program.compiled.as_text(), run.program.compiled.memory_analysis()
+    text, memory = run.compiled(0).as_text(), run.compiled(0).memory_analysis()
     state, losses = run.program.init(0), []
     for call in run.calls(Clock()):
         state, metrics = run.step(state, call, run.arguments(call))
@@ -62,7 +64,21 @@ def measure(data: dict, replicas: int, mesh: tuple, fsdp: bool) -> dict:
             for path, x in jax.tree_util.tree_leaves_with_path(state)
         },
         "loss": run.evaluate(state)["loss"] if mesh in EVALUATED else None,
+        "spectra": spectra(run) if name in SPECTRA else None,
     }  # fmt: skip
+
+
+def spectra(run) -> dict:
+    """Of the first parameters on 90 sequences, in three micro-batches, the last of them partly padding."""
+    values, found = run.spectra(run.program.init(0), Clock())
+    sharding = NamedSharding(run.program.mesh, PartitionSpec(None, parallel.batch_axes(run.config.replicas)[1]))
+    tokens = jax.ShapeDtypeStruct((3, SEQUENCES, CONTEXT + 1), np.int32, sharding=sharding)
+    text = run.program.probe.lower(run.program.abstract_state().params, tokens, "post").compile().as_text()
+    return {
+        "values": values,
+        "eigenvalues": {name: x.tolist() for name, x in found.items()},
+        "collectives": collectives(text),
+    }
 
 
 def meeting(program) -> dict | None:
@@ -143,6 +159,6 @@ def numbers(text: str) -> list[int]:
 if __name__ == "__main__":
     keys, out = json.loads(sys.argv[1]), sys.argv[2]
     wanted = sys.argv[3:] or CASES
-    results = {name: measure(keys, *CASES[name]) for name in wanted}
+    results = {name: measure(name, keys, *CASES[name]) for name in wanted}
     with open(out, "w") as file:
         json.dump(results, file)

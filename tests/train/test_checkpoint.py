@@ -31,7 +31,7 @@ def state(value: float) -> State:
 
 
 def clock(value: int) -> Clock:
-    return Clock(value, value // 10, value // 100)
+    return Clock(value, value // 100)
 
 
 def abstract() -> State:

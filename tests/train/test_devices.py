@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -19,7 +17,7 @@ from jaxlab.model.families import SIZES, model
 from jaxlab.optim.inner import adamw
 from jaxlab.train.program import initial_params, initial_state
 from tests import tiny
-from tests.train.devices import CASES, CONTEXT, SEQUENCES, groups
+from tests.train.devices import CASES, CONTEXT, SEQUENCES, SPECTRA, groups
 
 MANY = [name for name in CASES if "1 device" not in name]
 TOLERANCE = 2e-5  # nats: float32 sums in another order, over four steps of Adam
@@ -30,13 +28,8 @@ def reference(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def results(data, tmp_path_factory, request):
-    out = tmp_path_factory.mktemp("devices") / "out.json"
-    command = [sys.executable, "-m", "tests.train.devices", json.dumps(data), str(out)]
-    env = tiny.environment(request.config.cache.mkdir("jax"), devices=8)
-    done = subprocess.run(command, cwd=tiny.ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text())
+def results(data, request):
+    return tiny.on_devices("tests.train.devices", json.dumps(data), cache=request.config.cache.mkdir("jax"))
 
 
 @pytest.mark.slow
@@ -103,6 +96,26 @@ def test_a_meeting_sends_the_parameters_once(results):
     assert {c["name"] for c in crossing} == {"all-reduce"}
     assert 0 <= sum(c["bytes"] for c in crossing) - meeting["bytes"] <= 2 * 4 * meeting["leaves"]
     assert results["2 replicas on 1 device"]["meeting"]["collectives"] == []
+
+
+@pytest.mark.parametrize("name", [name for name in SPECTRA if name != "1 device"])
+def test_spectra_are_those_of_one_device(results, name):
+    """Eigenvalues within 1e-5 of the largest: the same tokens, added up in another order."""
+    ours, alone = results[name]["spectra"], results["1 device"]["spectra"]
+    for layer, expected in alone["eigenvalues"].items():
+        np.testing.assert_allclose(ours["eigenvalues"][layer], expected, atol=1e-5 * expected[0])
+    for key in ("post/hard_rank/0", "post/soft_rank/1", "post/variance/1"):
+        assert ours["values"][key] == pytest.approx(alone["values"][key], rel=1e-4)
+    assert alone["values"]["post/tokens_per_dimension/0"] == 90 * CONTEXT / 256
+
+
+def test_moments_of_devices_meet_once(results):
+    """Of the scatter, D^2 numbers a layer; before it of means and counts. Nothing of the activations."""
+    found = results["data 8, no fsdp"]["spectra"]["collectives"]
+    assert {c["name"] for c in found} == {"all-reduce"}
+    layers, width = 2, 256
+    pooled = 4 * layers * (width**2 + width + 1)
+    assert pooled <= sum(c["bytes"] for c in found) <= pooled + 4 * layers
 
 
 def test_every_family_has_a_rule_for_every_parameter():

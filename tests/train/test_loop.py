@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from jaxlab.train import loop
 from jaxlab.train.build import build
 from jaxlab.train.checkpoint import Checkpoints, NonFinite
 from jaxlab.train.meter import Meter, measured_flops
-from jaxlab.train.plan import Call
+from jaxlab.train.plan import Batch, Call
 from jaxlab.train.state import Clock
 from tests import tiny
 
@@ -37,7 +38,7 @@ def finished(run, tmp_path_factory):
 
 def test_a_finished_run_says_so_and_does_not_compile(finished, data, monkeypatch):
     again = build(tiny.config(data, **FAST, checkpoint__every_tokens=1_024))
-    monkeypatch.setattr(type(again.program), "compiled", property(lambda self: 1 / 0))
+    monkeypatch.setattr(type(again.program), "compiling", property(lambda self: 1 / 0))
     console = Console(record=True, quiet=False, file=(finished / "again.txt").open("w"), width=200)
     result = loop.train(again, finished, console)
     assert result == json.loads((finished / "result.json").read_text())
@@ -86,7 +87,7 @@ def test_other_compute_settings_may_go_on(finished, data):
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 def test_a_metric_that_is_not_finite_stops_the_run(run, tmp_path, monkeypatch, name):
     """In step 5: the message says so, and what was saved before is the last thing saved."""
-    original = run.program.compiled
+    original = run.compiled(0)
 
     def compiled(state, *arguments):
         compiled.steps += 1
@@ -96,7 +97,7 @@ def test_a_metric_that_is_not_finite_stops_the_run(run, tmp_path, monkeypatch, n
     compiled.steps = 0
     compiled.memory_analysis = original.memory_analysis
     with monkeypatch.context() as patch:
-        patch.setitem(run.program.__dict__, "compiled", compiled)
+        patch.setitem(run.program.__dict__, "compiling", lambda shape: SimpleNamespace(result=lambda: compiled))
         patch.setattr(loop.jax, "transfer_guard", lambda _: loop.closing(Nothing()))
         with pytest.raises(NonFinite, match=f"{name} is nan at step 5, 2,560 tokens"):
             loop.train(run, tmp_path, Console(quiet=True))
@@ -110,7 +111,7 @@ class Nothing:
 
 
 def test_a_state_that_is_not_finite_is_not_saved_though_all_metrics_are(run, tmp_path, monkeypatch):
-    original = run.program.compiled
+    original = run.compiled(0)
 
     def compiled(state, *arguments):
         compiled.steps += 1
@@ -122,7 +123,7 @@ def test_a_state_that_is_not_finite_is_not_saved_though_all_metrics_are(run, tmp
     compiled.steps = 0
     compiled.memory_analysis = original.memory_analysis
     with monkeypatch.context() as patch:
-        patch.setitem(run.program.__dict__, "compiled", compiled)
+        patch.setitem(run.program.__dict__, "compiling", lambda shape: SimpleNamespace(result=lambda: compiled))
         patch.setattr(loop.jax, "transfer_guard", lambda _: loop.closing(Nothing()))
         with pytest.raises(NonFinite, match="params/final_norm/scale is not finite at step 4, 2,048 tokens"):
             loop.train(run, tmp_path, Console(quiet=True))
@@ -141,8 +142,8 @@ def test_a_host_array_in_the_loop_raises(run, tmp_path, monkeypatch):
 def test_speed_leaves_out_pauses(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("jaxlab.train.meter.time.perf_counter", lambda: now[0])
-    meter = Meter(flops_per_token=1e3, peak=1e6)
-    call = Call(Clock(0, 0, 0), Clock(1000, 10, 2), 5, {})
+    meter = Meter(flops_per_token=lambda context: 10 * context, peak=1e6)
+    call = Call(Clock(0, 0), Clock(1000, 2), Batch(500, 100), {})
     now[0] += 2
     expected = {"seconds": 1.0, "data_seconds": 0.25, "tokens_per_second": 500.0, "utilisation": 0.5}
     assert meter.read(call, 0.5) == expected
@@ -171,12 +172,12 @@ def test_a_hang_shows_the_stacks_of_all_threads():
 
 def test_an_evaluation_does_not_slow_the_steps_around_it(data, tmp_path, monkeypatch):
     run = build(tiny.config(data, **FAST | {"evaluate__every_tokens": 1_024}, checkpoint__every_tokens=0))
-    original = loop.write_eval
+    original = loop.write_probe
 
     def slowly(*args):
         time.sleep(1)
         return original(*args)
 
-    monkeypatch.setattr(loop, "write_eval", slowly)
+    monkeypatch.setattr(loop, "write_probe", slowly)
     result = loop.train(run, tmp_path, Console(quiet=True))
     assert result["seconds"] < 2  # of 8 steps; four evaluations took 4

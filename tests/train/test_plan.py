@@ -1,9 +1,13 @@
 """The plan of a run: every token once, stops where they are due, and the same plan from wherever it is resumed."""
 
+from functools import partial
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlab.train.plan import calls, crossed
+from jaxlab.optim.batch_growth import size_at
+from jaxlab.train.plan import Batch, calls, crossed
 from jaxlab.train.state import Clock
 
 FAR = 2**31 + 11  # beyond a 32-bit position, in tokens and, with a context of 1, in sequences
@@ -11,49 +15,56 @@ FAR = 2**31 + 11  # beyond a 32-bit position, in tokens and, with a context of 1
 
 @st.composite
 def plans(draw):
+    start = draw(st.sampled_from([0, 1, FAR]))
     context = draw(st.integers(1, 4))
-    batch = context * draw(st.integers(1, 5))
-    start = draw(st.sampled_from([0, 1, FAR])) * batch
-    stops = st.one_of(st.just(0), st.integers(1, 12 * batch))
+    batches = st.builds(lambda sequences: Batch(sequences * context, context), st.integers(1, 5))
+    later = st.dictionaries(st.integers(start + 1, start + 150), batches, max_size=3)
+    stops = st.one_of(st.just(0), st.integers(1, 240))
     return {
-        "clock": Clock(start, start // context, start // batch),
-        "total_tokens": start + draw(st.integers(0, 30 * batch)),
-        "context": context,
-        "batch_tokens": batch,
+        "clock": Clock(start, start // context),
+        "total_tokens": start + draw(st.integers(0, 400)),
+        "batch_at": partial(size_at, {0: draw(batches)} | draw(later)),
         "steps_per_call": draw(st.integers(1, 7)),
         "stops": tuple(draw(st.lists(stops, max_size=3))),
-        "hypers": lambda tokens: {"lr": tokens, "decay": -tokens},
+        "hypers": lambda tokens, batch: {"lr": tokens, "decay": -batch},
     }
 
 
 def steps(plan):
-    """(first token, last token + 1, sequences, learning rate, decay) of every step, whatever the calls."""
-    b, context = plan["batch_tokens"], plan["context"]
+    """(first token, last token + 1, learning rate, decay) of every step, whatever the calls."""
     found = []
     for call in calls(**plan):
         for i in range(call.count):
-            first, of = call.start.tokens + i * b, call.start.sequences + i * call.sequences
-            found.append((first, first + b, of, of + b // context, call.hypers["lr"][i], call.hypers["decay"][i]))
+            first = call.start.tokens + i * call.batch.tokens
+            found.append((first, first + call.batch.tokens, call.hypers["lr"][i], call.hypers["decay"][i]))
     return found
 
 
 @settings(max_examples=150, deadline=None)
 @given(plans())
 def test_calls_partition_the_tokens(plan):
-    clock, b = plan["clock"], plan["batch_tokens"]
+    clock, at = plan["clock"], plan["batch_at"]
     position = clock
     for call in calls(**plan):
         assert call.start == position
         assert 1 <= call.count <= plan["steps_per_call"]
-        assert call.sequences * plan["context"] == b
-        assert call.end.tokens - call.start.tokens == call.count * b
-        assert call.end.sequences - call.start.sequences == call.count * call.sequences
+        assert call.end.tokens - call.start.tokens == call.count * call.batch.tokens
+        assert call.end.steps - call.start.steps == call.count
         assert all(len(values) == call.count for values in call.hypers.values())
         position = call.end
-    assert position.tokens <= plan["total_tokens"] < position.tokens + b
-    assert position.steps == position.tokens // b
-    assert position.sequences == position.tokens // plan["context"]
+    assert position.tokens <= plan["total_tokens"] < position.tokens + at(position.tokens).tokens
     assert all(isinstance(n, int) for n in position)
+
+
+@settings(max_examples=150, deadline=None)
+@given(plans())
+def test_every_step_has_the_batch_of_where_it_starts(plan):
+    """Walked one step at a time."""
+    token, wanted = plan["clock"].tokens, []
+    while token + (size := plan["batch_at"](token).tokens) <= plan["total_tokens"]:
+        wanted.append((token, token + size, token + size / 2, -size))
+        token += size
+    assert steps(plan) == wanted
 
 
 @settings(max_examples=150, deadline=None)
@@ -64,16 +75,10 @@ def test_steps_do_not_depend_on_how_many_are_in_a_call(plan, steps_per_call):
 
 @settings(max_examples=150, deadline=None)
 @given(plans())
-def test_hypers_are_those_of_the_middle_of_each_step(plan):
-    for first, last, *_, lr, decay in steps(plan):
-        assert lr == (first + last) / 2 == -decay
-
-
-@settings(max_examples=150, deadline=None)
-@given(plans())
 def test_a_call_ends_at_the_first_step_that_reaches_a_stop(plan):
     """By brute force over all multiples."""
-    ends = {call.end.tokens for call in calls(**plan)}
+    found = list(calls(**plan))
+    ends = {call.end.tokens for call in found}
     starts_and_ends = [(first, last) for first, last, *_ in steps(plan)]
     due = set()
     for every in filter(None, plan["stops"]):
@@ -81,9 +86,14 @@ def test_a_call_ends_at_the_first_step_that_reaches_a_stop(plan):
             if any(token % every == 0 for token in range(first + 1, last + 1)):
                 due.add(last)
     assert due <= ends
-    full = {call.end.tokens for call in calls(**plan) if call.count == plan["steps_per_call"]}
+    full = {call.end.tokens for call in found if call.count == plan["steps_per_call"]}
     final = {starts_and_ends[-1][1]} if starts_and_ends else set()
-    assert ends == due | full | final  # and no call ends without a reason
+    assert ends == due | full | final | other_sizes(found)  # and no call ends without a reason
+
+
+def other_sizes(found):
+    """Ends of calls after which another batch is taken."""
+    return {a.end.tokens for a, b in pairwise(found) if a.batch != b.batch}
 
 
 @settings(max_examples=100, deadline=None)

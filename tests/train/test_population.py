@@ -23,6 +23,7 @@ SHORT = {
     "diloco__sync_every": 3,
     "quant__recipe": "capybara",
     "quant__stages": "0:none/4096:e2m1,block=16",
+    "spectra__at": "4096",  # and at the end
 }
 MEMBERS = {
     "slow": {"schedule__peak_lr": 1e-3},
@@ -72,6 +73,7 @@ def test_members_are_what_they_would_be_alone(runs, trained, tmp_path):
         np.testing.assert_allclose(*([r["loss"] for r in rows if "loss" in r] for rows in (ours, theirs)), atol=2e-5)
         assert [r["tokens"] for r in ours if r["kind"] == "tasks"] == [4_096, 8_192]
         assert tiny.saved(folder / name) == tiny.saved(tmp_path / name)
+        assert {p.name for p in (folder / name / "spectra").iterdir()} == {"4096.npz", "8192.npz"}
         assert (folder / name / "config.json").read_text() == (tmp_path / name / "config.json").read_text()
 
 

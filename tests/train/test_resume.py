@@ -19,6 +19,12 @@ VARIANTS = {  # 32 steps; evaluations at steps 8, 16, 24, 32; checkpoints as sai
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def no_figure(monkeypatch):
+    """It would be drawn fifty times, and is not what is tested here."""
+    monkeypatch.setattr(loop.report, "figure", lambda *_: None)
+
+
 @pytest.fixture(scope="module", params=VARIANTS)
 def run(request, data):
     """A run of the variant; it holds no state, so that it may be trained again and again without compiling."""
@@ -67,7 +73,7 @@ def test_any_split_gives_the_same_run(run, straight, tmp_path, monkeypatch, stop
 @pytest.mark.parametrize("step", [8, 24])
 def test_told_to_stop_during_an_evaluation(run, straight, tmp_path, monkeypatch, step):
     """It stops there and then: the evaluation is neither lost nor done twice."""
-    assert train(run, tmp_path, monkeypatch, step, during="write_eval") is None
+    assert train(run, tmp_path, monkeypatch, step, during="write_probe") is None
     assert tiny.saved(tmp_path)[-1] == tiny.rows(tmp_path)[-1]["tokens"] == step * 512
     train(run, tmp_path, monkeypatch)
     assert_same(tmp_path, straight)
@@ -85,7 +91,7 @@ def test_killed_around_an_event(run, straight, tmp_path, monkeypatch, event):
             raise Killed
         return original(*args)
 
-    owner, name = (loop.Checkpoints, "save") if event == "before the save" else (loop, "write_eval")
+    owner, name = (loop.Checkpoints, "save") if event == "before the save" else (loop, "write_probe")
     original = getattr(owner, name)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, die)

@@ -27,8 +27,10 @@ BASE = {"compute__layers": "scan", "log__tensorboard": False, "tokens": 8_192, "
 EVERYTHING = {
     "replicas": 2, "diloco__sync_every": 5, "diloco__fragments": 2, "diloco__fragment_order": "balanced",
     "diloco__overlap": 2, "diloco__mix": 0.5, "diloco__codec": "e3m0", "diloco__average": "radial_directional",
-    "quant__recipe": "capybara", "quant__stages": "0:e2m1,block=16/4000:e4m3,block=16",
-    "batch__micro_tokens": 128, "compute__steps_per_call": 3, "optim__weight_decay": 0.05,
+    "quant__recipe": "capybara", "quant__cast": "rounding=stochastic",
+    "quant__stages": "0:e2m1,block=16/4000:e4m3,block=16", "spectra__at": "every:2048", "spectra__taps": "pre+post",
+    "tokens": 12_288, "batch__growth": "0:512 4000:1024", "batch__lr_rule": "sqrt", "batch__micro_tokens": 128,
+    "compute__steps_per_call": 3, "optim__weight_decay": 0.05,
     "schedule__name": "wsd", "schedule__decay_tokens": 2_048, "model__ffn": "swiglu", "model__norm": "rms",
     "model__num_kv_heads": 1, "model__tied": False, "checkpoint__every_tokens": 1_024, "checkpoint__keep": 9,
 }  # fmt: skip
@@ -71,7 +73,7 @@ def test_it_is_the_algorithm_written_out_with_optax(data):
     """Two replicas, one after another, and SGD with Nesterov momentum of optax on the mean of old minus new. The same
     sums in another order: 1e-5 nats, as above."""
     run = a_run(data, replicas=2, diloco__sync_every=4, optim__weight_decay=0.01)
-    theta, at = initial_params(run.program.model, np.uint32(0)), hypers(run.config)
+    theta, at = initial_params(run.program.model, np.uint32(0)), hypers(run.config, 512)
     adam = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b1=0.9, b2=0.99, eps=1e-8))
     outer = optax.sgd(0.6, momentum=0.9, nesterov=True)
     replicas, inner, momentum, wanted = [theta] * 2, [adam.init(theta)] * 2, outer.init(theta), []
@@ -91,7 +93,8 @@ def test_it_is_the_algorithm_written_out_with_optax(data):
     for call in run.calls(Clock()):
         tokens, losses = run.arguments(call)[0][0, :, 0], [0, 0]
         for m in range(2):
-            replicas[m], inner[m], losses[m] = step(replicas[m], inner[m], tokens[m], **at(call.start.tokens + 256))
+            hyper = at(call.start.tokens + 256, 512)
+            replicas[m], inner[m], losses[m] = step(replicas[m], inner[m], tokens[m], **hyper)
         wanted.append(np.mean(losses))
         if call.end.steps % 4 == 0:
             theta, momentum = meet(theta, momentum, *replicas)
@@ -151,14 +154,20 @@ def back_to(workdir, folder, tokens):
 def test_resumed_in_mid_round_it_is_bit_for_bit_the_same(trained, tmp_path):
     """From every checkpoint, with outer gradients under way or not: parameters, momentum, rows."""
     run, workdir = trained
-    saved = tiny.saved(workdir)
-    some = [tokens for tokens in saved[:-1] if tokens // 512 % 5][1::2]
+    step = {row["tokens"]: row["steps"] for row in tiny.rows(workdir) if row["kind"] == "train"}
+    some = [tokens for tokens in tiny.saved(workdir)[:-1] if step[tokens] % 5][1::2]
     assert len(some) >= 2
     for tokens in some:
         again = back_to(workdir, tmp_path / str(tokens), tokens)
         loop.train(run, again, QUIET)
         assert tiny.fingerprint(again) == tiny.fingerprint(workdir)
         assert tiny.rows(again) == tiny.rows(workdir)
+        assert files(again / "spectra") == files(workdir / "spectra")
+
+
+def files(folder):
+    """Their contents by name."""
+    return {path.name: path.read_bytes() for path in folder.glob("*")}
 
 
 def test_rows_tell_what_was_sent(trained):

@@ -73,7 +73,8 @@ def test_micro_batches_equal_one_batch():
     assert max(counts) > 1.5 * min(counts)
     gradient = jax.jit(partial(accumulate, LOSS), compiler_options=OPTIONS)
     whole = gradient(params, rows[None])
-    assert_close(gradient(params, rows.reshape(4, 2, 13)), whole, 1e-5)  # float32 sums in another order
+    grads, sums = gradient(params, rows.reshape(4, 2, 13))
+    assert_close((grads, {name: sums[name] for name in whole[1]}), whole, 1e-5)  # float32 sums in another order
     assert_close(whole, GRADIENT(params, rows), 1e-6)
     assert whole[1]["tokens"] == (rows[:, 1:] >= 0).sum()
 
@@ -88,7 +89,7 @@ def test_a_step_is_the_one_by_hand():
     size = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradient)))
     state, metrics = run(start(), tokens, rates)
     wanted = {"loss": sums["nll"] / n, "z": sums["z"] / n, "grad_norm": size}  # the norm before clipping
-    assert metrics.keys() == wanted.keys()
+    assert metrics.keys() == wanted.keys() | {"signal", "noise"}
     for name in wanted:
         np.testing.assert_allclose(metrics[name], [[wanted[name]]], rtol=1e-5)
     assert size > 1  # so it is clipped
@@ -162,6 +163,28 @@ def test_replicas_fed_the_same_data_are_one_replica():
     assert_equal(*(jax.tree.map(lambda x, i=i: x[i], pair) for i in range(2)))
     assert_close(of_pair, metrics, 2e-5)
     assert_close(jax.tree.map(lambda x: x[:1], pair), single, 2e-4)
+
+
+def test_replicas_one_by_one_are_replicas_all_at_once():
+    """The same sums, products batched or not: within float32's rounding, through Adam's quotient in two steps."""
+    tokens, steps = batches(2, 2, 2, 2), inner_steps(LOSS, OPTIMISER, one_by_one=True)
+    one_by_one = jax.jit(steps, compiler_options=OPTIONS)(start(2), tokens, hypers(2), jnp.int32(2))
+    assert_close(one_by_one, run(start(2), tokens, hypers(2)), 1e-4)
+
+
+def test_signal_and_noise_are_those_of_the_micro_batches():
+    """Against gradients taken one by one; micro-batches have unequal counts of tokens, and the last has none."""
+    tokens = batches(1, 1, 3, 2)
+    tokens[0, 0, 2] = -1
+    _, metrics = run(start(), tokens, hypers(1))
+    found = [GRADIENT(PARAMS, jnp.asarray(t)) for t in tokens[0, 0, :2]]
+    counts = np.float64([sums["tokens"] for _, sums in found])
+    each = [np.concatenate([np.ravel(np.float64(g)) for g in jax.tree.leaves(grads)]) for grads, _ in found]
+    squares = [np.sum((g / n) ** 2) for g, n in zip(each, counts, strict=True)]
+    small, large = np.average(squares, weights=counts), np.sum((sum(each) / counts.sum()) ** 2)
+    noise = (small - large) / (1 / counts.mean() - 1 / counts.sum())
+    np.testing.assert_allclose(metrics["noise"], noise, rtol=1e-4)
+    np.testing.assert_allclose(metrics["signal"], large - noise / counts.sum(), rtol=1e-4)
 
 
 def test_replicas_do_not_see_each_other():

@@ -15,6 +15,7 @@ from jax.experimental import topologies
 from jaxlab import parallel
 from jaxlab.config import default
 from jaxlab.model import families
+from jaxlab.train.plan import Batch
 from jaxlab.train.program import program
 from tests.train.devices import collectives, numbers
 
@@ -41,7 +42,7 @@ def compiled(codec: str):
 
 if __name__ == "__main__":
     made = compiled("float32")
-    inner = made.compiled.as_text()
+    inner = made.compiling(made.shape(Batch(32 * 256, 256))).result().as_text()
     groups = [group for c in collectives(inner) for group in c["groups"]]
     results = {
         "inner": sent(inner),

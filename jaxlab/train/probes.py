@@ -1,0 +1,65 @@
+"""What is measured between steps: when, how, and what is said of it."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from jaxlab.train import spectra
+from jaxlab.train.build import Run
+from jaxlab.train.checkpoint import NonFinite
+from jaxlab.train.plan import crossed
+from jaxlab.train.state import Clock, State
+
+
+class Probe(NamedTuple):
+    """One kind of rows in metrics.jsonl. It is also measured at the end of the run.
+
+    due(before, after): whether it is in (before, after], tokens. measure(state, clock): the values of a row, and arrays
+    to keep in a file. say(row, row before): lines for a person.
+    """
+
+    kind: str
+    due: Callable[[int, int], bool]
+    measure: Callable[[State, Clock], tuple[dict, dict]]
+    say: Callable[[dict, dict], list[str]]
+
+
+def probes(run: Run) -> list[Probe]:
+    """Those of a run, in the order in which they are taken."""
+    e = run.config.evaluate
+    found = [Probe("eval", partial(crossed, every=e.every_tokens), partial(_loss, run), _say_loss)]
+    if run.tasks:
+        due = partial(crossed, every=e.tasks_every_tokens)
+        found.append(Probe("tasks", due, partial(_scores, run), partial(_say_scores, run.tasks)))
+    if run.config.spectra.at:
+        found.append(Probe("spectra", run.spectra_times.due, run.spectra, spectra.remarks))
+    return found
+
+
+def _loss(run: Run, state: State, clock: Clock) -> tuple[dict, dict]:
+    result = run.evaluate(state, clock.tokens)
+    if not math.isfinite(result["loss"]):
+        raise NonFinite(f"validation loss is {result['loss']} at step {clock.steps:,}, {clock.tokens:,} tokens")
+    return result | {"epochs": run.train.epochs(clock.tokens)}, {}
+
+
+def _say_loss(row: dict, before: dict) -> list[str]:
+    del before
+    return [
+        f"step {row['steps']:>7,}  epoch {row['epochs']:.2f}  "
+        f"validation {row['loss']:.4f} nats/token, {row['bits_per_byte']:.4f} bits/byte"
+    ]
+
+
+def _scores(run: Run, state: State, clock: Clock) -> tuple[dict, dict]:
+    return run.scores(state, clock.tokens), {}
+
+
+def _say_scores(tasks: dict, row: dict, before: dict) -> list[str]:
+    del before
+    lines = []
+    for name in tasks:
+        share, error, chance = (100 * row[f"{name}/{key}"] for key in ("per_byte", "per_byte_se", "chance"))
+        lines.append(f"{name} {share:.2f} ± {error:.2f} % per byte, chance {chance:.2f} %")
+    return lines

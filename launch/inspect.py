@@ -1,0 +1,115 @@
+"""Draws the spectra of a finished or running run: python -m launch.inspect --workdir=runs/demo
+
+Writes WORKDIR/spectra-post.png (and spectra-pre.png, where that was measured): eigenvalues at the last measurement,
+ranks over training, utilisation and concentration of each layer; prints a table of the last measurement.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from rich.table import Table
+
+from jaxlab.config import InputError
+from launch import entry
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+flags.register_validator("workdir", bool, message="name the folder of the run, as in --workdir=runs/demo")
+
+COLUMNS = {  # of the table: metric, format
+    "hard rank": ("hard_rank", ".1f"),
+    "soft rank": ("soft_rank", ".1f"),
+    "SUI": ("sui", ".3f"),
+    "eDim": ("edim", ".1f"),
+    "concentration": ("concentration", ".3f"),
+}
+UTILISATIONS = {"soft": ("soft_utilisation", "^--"), "SUI": ("sui", "s-."), "hard": ("hard_utilisation", "o-")}
+
+
+def measurements(workdir: Path) -> list[dict]:
+    """The rows of spectra of the run in workdir. Raises InputError where there are none."""
+    from jaxlab.train.log import read
+
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        raise InputError(f"workdir={workdir}: holds no run")
+    rows = [row for row in read(path) if row["kind"] == "spectra"]
+    if not rows:
+        raise InputError(f"workdir={workdir}: has no spectra; train with --config.spectra.at=log:50")
+    return rows
+
+
+def layers(rows: list[dict], tap: str, metric: str) -> np.ndarray:
+    """[measurements, layers]."""
+    count = sum(key.startswith(f"{tap}/{metric}/") for key in rows[-1])
+    return np.array([[row[f"{tap}/{metric}/{i}"] for i in range(count)] for row in rows])
+
+
+def table(rows: list[dict], widths: list[int]) -> Table:
+    """A row a layer: what enters the down projections at the last measurement."""
+    from jaxlab.train.spectra import collapsed
+
+    found, lost = Table("layer", "D", *COLUMNS), collapsed(rows[-1])
+    for i, width in enumerate(widths):
+        cells = [f"{rows[-1][f'post/{metric}/{i}']:{form}}" for metric, form in COLUMNS.values()]
+        found.add_row(f"{i} collapsed" if i in lost else f"{i}", f"{width:,}", *cells)
+    return found
+
+
+def figure(rows: list[dict], spectra: list[np.ndarray], tap: str, path: Path, title: str) -> None:
+    """Four panels as PNG; spectra: eigenvalues of every layer at the last measurement."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(11, 8), layout="constrained")
+    (decay, ranks), (use, top) = fig.subplots(2, 2)
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(spectra)))
+    tokens, hard, soft = [row["tokens"] for row in rows], layers(rows, tap, "hard_rank"), layers(rows, tap, "soft_rank")
+    for i, (colour, found) in enumerate(zip(colours, spectra, strict=True)):
+        held = found[found > 0]  # the others are rounding
+        decay.loglog(np.arange(1, len(held) + 1), held / held.sum(), color=colour, lw=1.3, label=f"layer {i}")
+        ranks.loglog(tokens, soft[:, i], "--", color=colour, lw=1.2, marker=".", ms=3)
+        ranks.loglog(tokens, hard[:, i], "-", color=colour, lw=1.2, marker=".", ms=3)
+    decay.legend(frameon=False, fontsize="small", ncols=1 + len(spectra) // 9)
+    decay.set(xlabel="direction", ylabel="share of the variance", title=f"at {tokens[-1]:,} tokens")
+    for style, name in (("-", "hard rank"), ("--", "soft rank")):
+        ranks.plot([], [], style, color="0.3", label=name)
+    ranks.set(xlabel="training tokens", ylabel="directions", title="over training, coloured by layer")
+    at = np.arange(len(spectra))
+    for name, (metric, form) in UTILISATIONS.items():
+        use.plot(at, layers(rows, tap, metric)[-1], form, ms=5, label=name)
+    use.set(ylabel="utilisation (rank / D)", ylim=(0, None))
+    top.plot(at, layers(rows, tap, "concentration")[-1], "o-", ms=5, color="C3")
+    top.set(ylabel="concentration", ylim=(0, 1))
+    for axes in (use, top):
+        axes.set(xlabel="layer", xticks=at)
+    for axes in (ranks, use):
+        axes.legend(frameon=False)
+    for axes in fig.axes:
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    fig.suptitle(title)
+    fig.savefig(path, dpi=130)
+
+
+def main(words, console) -> int:
+    if words:
+        raise InputError(f"{words[0]}: only --workdir is understood")
+    workdir = Path(_WORKDIR.value)
+    rows = measurements(workdir)
+    with np.load(workdir / "spectra" / f"{rows[-1]['tokens']}.npz") as file:
+        eigenvalues = dict(file)
+    paths = []
+    for tap in dict.fromkeys(key.partition("/")[0] for key in eigenvalues):
+        spectra = [eigenvalues[f"{tap}/{i}"] for i in range(sum(key.startswith(f"{tap}/") for key in eigenvalues))]
+        paths.append(workdir / f"spectra-{tap}.png")
+        figure(rows, spectra, tap, paths[-1], f"{workdir.name}: {tap}-activation")
+    last = f"the last at {rows[-1]['tokens']:,} tokens"
+    console.print(f"{workdir}: {len(rows)} measurements, {last}", highlight=False, soft_wrap=True)
+    console.print(table(rows, [len(spectrum) for spectrum in spectra]))
+    console.print(", ".join(map(str, paths)), highlight=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    entry.run_actions(main)

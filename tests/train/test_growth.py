@@ -1,0 +1,153 @@
+"""A batch that grows: the same sequences in the same order, other lengths, rates, and what is compiled when."""
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jaxlab.config import InputError
+from jaxlab.train import loop, report
+from jaxlab.train.build import build
+from jaxlab.train.state import Clock
+from tests import tiny
+
+GROWING = {
+    "tokens": 8_192, "batch__growth": "0:512 2K:1000 4Ki:1536", "batch__micro_tokens": 256,
+    "compute__steps_per_call": 2, "log__tensorboard": False, "evaluate__every_tokens": 0,
+    "checkpoint__every_tokens": 1_500,
+}  # fmt: skip
+
+
+def read(run):
+    """Every training sequence of a run, in order."""
+    found = []
+    for call in run.calls(Clock()):
+        rows = np.asarray(run.arguments(call)[0]).reshape(-1, call.batch.context + 1)
+        found.extend(tuple(row) for row in rows if row[0] >= 0)
+    return found
+
+
+@pytest.fixture(scope="module")
+def growing(data):
+    return build(tiny.config(data, **GROWING))
+
+
+def test_a_growing_batch_sees_what_a_fixed_one_sees(growing, data):
+    fixed = build(tiny.config(data, **GROWING | {"batch__growth": ""}))
+    first, second = read(growing), read(fixed)
+    assert len(second) == 8_192 // 64
+    assert first == second[: len(first)]
+    assert len(second) - len(first) < 1_536 // 64  # less than a batch is left
+
+
+def test_sizes_are_rounded_to_micro_batches_and_change_where_a_step_starts(growing):
+    steps = [
+        (call.start.tokens + i * call.batch.tokens, call.batch.tokens)
+        for call in growing.calls(Clock())
+        for i in range(call.count)
+    ]
+    small, middle, large = (
+        ((start, 512) for start in range(0, 2048, 512)),
+        ((2048, 1024), (3072, 1024)),
+        ((4096, 1536),),
+    )
+    assert steps == [*small, *middle, *large, (5632, 1536)]
+    assert "from 2,000 tokens 1,024 tokens: 1 replicas x 4 micro-batches x 4 sequences of 64 (1,000 wanted)" in "".join(
+        report.header(growing, None, "")
+    )
+
+
+def test_growth_is_trained_killed_and_resumed_bit_for_bit(growing, tmp_path, monkeypatch):
+    """Stopped after every step in turn, in all stages; the rows say how large the batch was."""
+    assert loop.train(growing, tmp_path / "whole", Console(quiet=True))["steps"] == 8
+    wanted = tiny.rows(tmp_path / "whole")
+    assert [row["batch_tokens"] for row in wanted if row["kind"] == "train"] == [512] * 4 + [1024] * 2 + [1536] * 2
+    assert all(row["noise"] for row in wanted if row["kind"] == "train")
+
+    class Stop:
+        def __init__(self, after):
+            self.left = after
+
+        def is_set(self):
+            self.left -= 1
+            return self.left < 0
+
+    class Stopping:
+        def __enter__(self):
+            return Stop(0)
+
+        def __exit__(self, *_):
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_on_signal", Stopping)
+        for _ in range(8):
+            if loop.train(growing, tmp_path / "cut", Console(quiet=True)):
+                break
+    loop.train(growing, tmp_path / "cut", Console(quiet=True))
+    assert tiny.rows(tmp_path / "cut") == wanted
+    assert tiny.fingerprint(tmp_path / "cut") == tiny.fingerprint(tmp_path / "whole")
+
+
+def test_every_size_is_compiled_once_and_ahead(data):
+    run = build(tiny.config(data, **GROWING | {"batch__growth": "0:512 1024:1024 2048:512 3072:1024"}))
+    state, compiled, ahead = run.program.init(np.uint32(0)), [], []
+    original = type(run.program)._compile
+
+    def compile_(self, shape):
+        compiled.append(shape[2:4])
+        return original(self, shape)
+
+    object.__setattr__(run.program, "_compile", compile_.__get__(run.program))
+    for call in run.calls(Clock()):
+        before = len(compiled)
+        state, _ = run.step(state, call, run.arguments(call))
+        ahead.append(before if call.start.tokens else 0)
+        run.compiled(call.end.tokens)  # what was begun is over
+    assert compiled == [(2, 4), (4, 4)]
+    assert ahead[1:] == [2] * len(ahead[1:])
+
+
+def test_longer_sequences_go_on_where_shorter_ones_were(data):
+    changes = {"model__context": 96, "batch__context_growth": "0:64 2048:96", "batch__growth": "0:512 2048:768"}
+    run = build(tiny.config(data, **GROWING | changes | {"batch__micro_tokens": 0, "compute__steps_per_call": 1}))
+    calls = list(run.calls(Clock()))
+    assert [(c.start.tokens, *c.batch) for c in calls[3:6]] == [(1536, 512, 64), (2048, 768, 96), (2816, 768, 96)]
+    tokens, order = np.asarray(run.arguments(calls[4])[0])[0, 0, 0], run._order(96)
+    np.testing.assert_array_equal(tokens, order.read(np.arange(22, 30)))  # 2048 / 96 = 21.3
+    np.testing.assert_array_equal(np.asarray(run.arguments(calls[5])[0])[0, 0, 0], order.read(np.arange(30, 38)))
+
+
+@pytest.mark.parametrize(("rule", "factors"), [("kept", (1, 1)), ("sqrt", (2**0.5, 2)), ("linear", (2, 4))])
+def test_what_becomes_of_the_rate(data, rule, factors):
+    keys = {"batch__growth": "0:512 2Ki:1Ki 4Ki:2Ki", "batch__lr_rule": rule, "schedule__warmup_tokens": 0}
+    config = tiny.config(data, **GROWING | keys, schedule__name="constant", schedule__peak_lr=0.5)
+    rates = {call.start.tokens: call.hypers["lr"][0] for call in build(config).calls(Clock())}
+    assert (rates[0], rates[2_048], rates[4_096]) == pytest.approx((0.5, 0.5 * factors[0], 0.5 * factors[1]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch__growth": "512:512"}, "batch.growth='512:512'"),
+        ({"batch__growth": "0:5x"}, "batch.growth='0:5x'"),
+        ({"batch__growth": "0:9K"}, "tokens=8192: less than the first batch, 8960"),
+        ({"batch__context_growth": "0:64 2K:128"}, "batch.context=128: longer than the model's positions"),
+        ({"batch__context_growth": "0:32 2K:48"}, "batch.micro_tokens=256: must be whole sequences of 48"),
+    ],
+)
+def test_bad_growth_is_refused(data, changes, message):
+    with pytest.raises(InputError) as error:
+        build(tiny.config(data, **GROWING | changes))
+    assert message in str(error.value)
+
+
+def test_growth_changes_no_number_of_a_stage(growing, data):
+    """The first stage's losses are those of a run that never grows, to the bit."""
+    losses = {}
+    for name, run in {"growing": growing, "fixed": build(tiny.config(data, **GROWING | {"batch__growth": ""}))}.items():
+        state, losses[name] = run.program.init(np.uint32(0)), []
+        for call in list(run.calls(Clock()))[:2]:
+            state, metrics = run.step(state, call, run.arguments(call))
+            losses[name].extend(jax.device_get(metrics["loss"]))
+    assert losses["growing"] == losses["fixed"]
