@@ -103,7 +103,7 @@ def test_killed_half_way_it_ends_with_the_same_table(undisturbed, flags, tmp_pat
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({"study": "nothing:smoke"}, "--study=nothing:smoke: must be NAME:SCALE with NAME one of chinchilla"),
+        ({"study": "nothing:smoke"}, "--study=nothing:smoke: must be NAME:SCALE with NAME one of batch_size"),
         ({"study": "chinchilla:huge"}, "has no scale 'huge'; it has smoke, laptop, gpu, paper"),
         ({"study": "chinchilla"}, "must be NAME:SCALE"),
         ({"study": "absent.py:smoke"}, "there is no file absent.py"),

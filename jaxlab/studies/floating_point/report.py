@@ -165,7 +165,7 @@ def blocks_figure(runs: list[dict]):
         ax.plot(x, a * x + b, lw=1, color=colour)
     ax.axhline(0, color="0.3", lw=0.5)
     ax.set(xlabel="log2 B", ylabel=COST)
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="upper left")
     return fig
 
 
@@ -183,15 +183,15 @@ def tokens_figure(runs: list[dict]):
         colour = sequential(formats.index(s.format), len(formats)) if s.format else UNQUANTISED
         ax.plot(list(line), list(line.values()), "o-", ms=4, lw=1, color=colour, label=named(s.format))
         for p in ours.values() if s.format else ():
-            if (turn := effect.critical(p, s)) < 10 * max(line):
+            if min(line) < (turn := effect.critical(p, s)) < 10 * max(line):
                 ax.axvline(turn, ls=":", lw=1, color=colour)
     for ax, model in zip(axes[0], models, strict=True):
         swept = sorted({tokens for s, line in lines.items() if s.model == model for tokens in line})
         ax.set(xscale="log", title=f"N = {MODELS[model].parameters:,}", xlabel="tokens (M)")
         ax.set_xticks(swept, [f"{tokens / 1e6:.2g}" for tokens in swept])
         ax.set_xticks([], minor=True)
+        ax.legend(frameon=False, fontsize=8)
     axes[0, 0].set_ylabel(LOSS)
-    axes[0, 0].legend(frameon=False, fontsize=8)
     return fig
 
 
