@@ -3,10 +3,7 @@
 import json
 
 import numpy as np
-import pytest
 
-from jaxlab.config import InputError
-from launch import inspect
 from tests import tiny
 
 # k equal modes of D: hard and soft rank k, SUI k / D, eDim 1 + (D - 1) k / D, concentration (D - k) / D.
@@ -45,8 +42,11 @@ def test_a_run_is_drawn_and_tabulated(tmp_path):
 
 
 def test_where_there_are_no_spectra_it_says_so(tmp_path):
-    with pytest.raises(InputError, match=f"workdir={tmp_path}: holds no run"):
-        inspect.measurements(tmp_path)
+    def refused():
+        done = tiny.launch("inspect", f"--workdir={tmp_path}")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        return done.stderr
+
+    assert f"workdir={tmp_path}: holds no run" in refused()
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "tokens": 512}\n')
-    with pytest.raises(InputError, match=r"has no spectra; train with --config\.spectra\.at=log:50"):
-        inspect.measurements(tmp_path)
+    assert "has no spectra; train with --config.spectra.at=log:50" in refused()
