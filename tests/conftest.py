@@ -22,7 +22,8 @@ def optimisation(request):
     """Tiny programs compile in half the time without most optimisations, here and in launched processes."""
     less = not OPTIMISED & {request.path.parent.name, request.path.stem}
     jax.config.update("jax_disable_most_optimizations", less)
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(less))
+    launched = less or request.path.parent.name == "studies"  # what studies launch is tiny too, what they fit is not
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(launched))
 
 
 @pytest.fixture(scope="session")

@@ -76,19 +76,6 @@ def test_every_device_holds_its_share_of_the_state(results, name):
         assert total <= 1.1 * (results[name]["state_bytes"] * copies + common) / 8
 
 
-@pytest.mark.slow
-def test_everything_at_once_is_what_it_is_on_one_device(results):
-    """DiLoCo in fragments, stochastic casts, a growing batch, WSD, spectra of the global parameters. Draws follow from
-    the bits of what is cast: as soon as a sum in another order changes one, they are others. So the first loss
-    agrees to rounding, the later ones to the noise of draws, 0.05 nats of the 2.6 that are learned."""
-    one, many = results["everything"]
-    assert len(one["losses"]) == 4
-    assert one["losses"][0] - one["losses"][-1] > 2
-    assert many["losses"][0] == pytest.approx(one["losses"][0], abs=TOLERANCE)
-    assert many["losses"] == pytest.approx(one["losses"], abs=0.05)
-    assert many["ranks"] == pytest.approx(one["ranks"], rel=0.1)
-
-
 def test_activations_are_shared_out(results):
     one, many = results["1 device"]["temp_bytes"], results["data 8"]["temp_bytes"]
     assert many < one / 3  # gathered parameters and gradients are not an eighth
@@ -147,7 +134,7 @@ def test_every_family_has_a_rule_for_every_parameter():
         for name, spec in specs.items():
             if "kernel" in name or "embedding" in name or name.endswith("head"):
                 assert "'data'" in spec, (family, name)
-                assert "'tensor'" in spec, (family, name)
+                assert "'tensor'" in spec or "router" in name, (family, name)
 
 
 def test_a_parameter_without_a_rule_is_refused():
