@@ -5,7 +5,8 @@ A cell is everything that is tuned for by itself, for instance a model and a bud
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,17 @@ def grouped(results: list[dict], keys: tuple[str, ...]) -> dict[tuple, list[dict
         if row["status"] == "finished":
             groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     return groups
+
+
+def once(grids: Iterable[tuple], kind: Callable) -> Iterator[tuple]:
+    """kind(part, *values) for all combinations in grids of (part, *lists of values), each once: in the first part that
+    has it."""
+    seen = set()
+    for part, *lists in grids:
+        for values in product(*lists):
+            if values not in seen:
+                seen.add(values)
+                yield kind(part, *values)
 
 
 def select(rows: list[dict], **values) -> list[dict]:

@@ -45,7 +45,7 @@ def batch(run: Run, start: int) -> str:
     size = run.batches[start]
     _, replicas, k, b, _ = run.program.shape(size)
     text = f"{size.tokens:,} tokens: {replicas} replicas x {k} micro-batches x {b} sequences of {size.context}"
-    wanted = size_at(sizes(run.config.batch.growth or size.tokens), start)
+    wanted = size_at(sizes(run.config.batch.growth or run.config.batch.tokens), start)
     text += f" ({wanted:,} wanted)" if wanted != size.tokens else ""
     return f"from {start:,} tokens {text}" if len(run.batches) > 1 else text
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 from jaxlab.config import default
 from jaxlab.model.families import ARCHITECTURES, SIZES, parameters
 from jaxlab.studies.chinchilla import C4, NEWS
+from jaxlab.studies.tuning import once
 
 # How the batch goes: (share of the tokens before the decay, multiple of the setting's batch) of every stage. The
 # published ramp is of 2, 4, 5, 6M, a quarter of the tokens each; `mean` takes as many steps.
@@ -209,12 +209,7 @@ SCALES = {
 
 def settings(s: Scale) -> Iterator[Setting]:
     """Every setting of the scale's grids, once."""
-    seen = set()
-    for part, *lists in s.grids:
-        for setting in (Setting(part, *values) for values in product(*lists)):
-            if setting[1:] not in seen:
-                seen.add(setting[1:])
-                yield setting
+    return once(s.grids, Setting)
 
 
 def decay_tokens(run: Setting) -> int:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 from jaxlab.config import default
 from jaxlab.model.families import ARCHITECTURES, SIZES
 from jaxlab.studies.chinchilla import C4, NEWS
+from jaxlab.studies.tuning import once
 
 TARGETS = "P2+P4+P6"  # the operands that the paper quantises in every run of its law
 ALONE = ("P1", "P2", "P3", "P4", "P5", "P6")
@@ -212,12 +212,7 @@ SCALES = {
 
 def settings(s: Scale) -> Iterator[Setting]:
     """Every setting of the scale's grids, once."""
-    seen = set()
-    for part, *lists in s.grids:
-        for setting in (Setting(part, *values) for values in product(*lists)):
-            if setting[1:] not in seen:
-                seen.add(setting[1:])
-                yield setting
+    return once(s.grids, Setting)
 
 
 def operands(run: Setting) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -11,6 +10,7 @@ from jaxlab.config import default
 from jaxlab.cost.flops import training_per_token
 from jaxlab.model.families import ARCHITECTURES, SIZES, width
 from jaxlab.studies.chinchilla import C4, NEWS
+from jaxlab.studies.tuning import once
 
 # Shares of a run at which spectra are taken. The last five are its end: the medians of the authors' companion are over
 # them; a half and a quarter are there for runs twice as long.
@@ -241,12 +241,7 @@ SCALES = {
 
 def settings(s: Scale) -> Iterator[Setting]:
     """Every setting of the scale's grids, once."""
-    seen = set()
-    for part, *lists in s.grids:
-        for setting in (Setting(part, *values) for values in product(*lists)):
-            if setting[1:] not in seen:
-                seen.add(setting[1:])
-                yield setting
+    return once(s.grids, Setting)
 
 
 def config(s: Scale, run: Setting) -> ConfigDict:
