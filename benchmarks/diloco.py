@@ -1,9 +1,10 @@
 """Cost of DiLoCo on one device: tokens/s of whole rounds of M replicas against data-parallel on the same batches.
 
-    python -m benchmarks.diloco [--shape=gpu] [--out=benchmarks/results/NAME.json]
+    python -m benchmarks.diloco [--shape=gpu] [--sequences=16] [--out=benchmarks/results/NAME.json]
 
-The default shape is the demo's: its batch has as many tokens a parameter (2,048 for 1.3M) as that of the smallest
-published runs (65,536 for 35M). What replicas pay for an AdamW of their own is a matter of this ratio.
+What replicas pay for an AdamW of their own is a matter of tokens a step over parameters. By default the demo's model,
+of 1.3M, takes 4,096 tokens a step: about the ratio of 131,072 for 35M, the best batch of eight replicas at the smallest
+published size (python -m launch.plan diloco --params=35e6 --replicas=8); data-parallel's own is half of that.
 
 An arm is H inner steps on the same number of tokens a step, shared by M replicas, and what its replicas do at the end
 of the round. Arms take turns, ROUNDS rounds each after one that is not counted, every round waited for.
@@ -48,7 +49,7 @@ def rounds(shape: dict, dtype: str, changes: dict):
     shaped = [t.reshape(whole) for t in batches(shape, extra=1)]
     put = [jax.device_put(t, made.batch_sharding) for t in shaped]
     hypers, one, lr = jax.device_put(
-        ({"lr": np.float32([1e-3]), "decay": np.float32([1e-4])}, np.int32(1), np.float32(0.6)), everywhere
+        ({"lr": np.float32([1e-3]), "decay": np.float32([1e-4])}, np.int32([1, 1]), np.float32(0.6)), everywhere
     )
     state = made.init(np.uint32(0))
 
@@ -66,12 +67,14 @@ def rounds(shape: dict, dtype: str, changes: dict):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="demo", choices=SHAPES)
+    parser.add_argument("--sequences", type=int, default=0, help="a step; left out: 32 of the demo, else the shape's")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", default="")
     args = parser.parse_args()
     import jax
 
-    shape = SHAPES[args.shape]
+    shape = SHAPES[args.shape] | ({"sequences": 32} if args.shape == "demo" else {})
+    shape |= {"sequences": args.sequences} if args.sequences else {}
     arms = {name: rounds(shape, args.dtype, changes) for name, changes in ARMS.items()}
     seconds = {name: [] for name in arms}
     for i in range(ROUNDS + 1):

@@ -52,7 +52,7 @@ def measure(scale: str, name: str, members: int) -> dict:
             print("WARM", flush=True)
             sys.stdin.readline()  # all processes of an arm start together
             began = time.perf_counter()
-        state, _ = step(state, *arguments, np.int32(1))
+        state, _ = step(state, *arguments, np.int32([1, 1]))
     jax.block_until_ready(state)
     tokens = members * config.batch.tokens * STEPS
     return {"tokens_per_second": tokens / (time.perf_counter() - began), "device": jax.devices()[0].device_kind}

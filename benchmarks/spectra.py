@@ -38,7 +38,9 @@ def run_of(shape: dict, dtype: str, taps: str):
     whole = made.shape(Batch(config.batch.tokens, shape["context"]))
     put = [jax.device_put(b.reshape(whole), made.batch_sharding) for b in batches(shape, extra=1)]
     measured = jax.device_put(batches(shape, extra=1)[0][None], everywhere)
-    hypers, one = jax.device_put(({"lr": np.float32([1e-3]), "decay": np.float32([1e-4])}, np.int32(1)), everywhere)
+    hypers, one = jax.device_put(
+        ({"lr": np.float32([1e-3]), "decay": np.float32([1e-4])}, np.int32([1, 1])), everywhere
+    )
     state, count = made.init(np.uint32(0)), 0
 
     def step():

@@ -64,7 +64,9 @@ def ours(shape: dict, dtype: str, options: list[str], changes: dict | None = Non
     state = made.init(0)
     put = [jax.device_put(b[None, None, None], made.batch_sharding) for b in batches(shape, extra=1)]
     everywhere = NamedSharding(made.mesh, PartitionSpec())
-    hypers, one = jax.device_put(({"lr": np.float32([1e-3]), "decay": np.float32([1e-4])}, np.int32(1)), everywhere)
+    hypers, one = jax.device_put(
+        ({"lr": np.float32([1e-3]), "decay": np.float32([1e-4])}, np.int32([1, 1])), everywhere
+    )
     began = time.perf_counter()
     compiled = made.compiling(put[0].shape).result()
     seconds = time.perf_counter() - began

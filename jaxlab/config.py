@@ -18,7 +18,7 @@ CHOICES = {
     "schedule.name": ("constant", "cosine", "wsd"),
     "schedule.decay_shape": ("linear", "1-sqrt", "cosine"),
     "batch.lr_rule": ("kept", "sqrt", "linear", "merrill"),
-    "optim.decay": ("independent", "coupled"),
+    "optim.decay": ("independent", "coupled", "timescale"),
     "optim.decay_mask": ("matrices", "all"),
     "diloco.average": ("mean", "radial_directional"),
     "spectra.taps": ("post", "pre+post"),
@@ -124,7 +124,7 @@ def default() -> ConfigDict:
     c.batch = ConfigDict()
     c.batch.tokens = 8_192  # B: global batch, all replicas together
     c.batch.context = 256  # L: tokens in a training sequence
-    c.batch.growth = ""  # B over tokens in place of batch.tokens, as in 0:2Mi 125B:4Mi 250B:6Mi (optim.batch_growth)
+    c.batch.growth = ""  # B over tokens: 0:2Mi 125B:4Mi | curve:A,b,c every 125B | seesaw:1.1 (docs/batch_size.md)
     c.batch.lr_rule = "kept"  # what becomes of lr when B grows; else by sqrt(B), by B, by sqrt(2) a doubling
     c.batch.context_growth = ""  # L over tokens in place of batch.context, which validation keeps
     c.batch.micro_tokens = 0  # gradient accumulation: tokens of one replica's micro-batch; 0: no accumulation
@@ -134,7 +134,7 @@ def default() -> ConfigDict:
     c.optim.b2 = 0.99
     c.optim.eps = 1e-8
     c.optim.weight_decay = 0.0
-    c.optim.decay = "independent"  # weights shrink by weight_decay a step; coupled: by lr * weight_decay
+    c.optim.decay = "independent"  # weights shrink by weight_decay a step; coupled: x lr; timescale: x lr B / first B
     c.optim.decay_mask = "matrices"  # matrices: kernels and embeddings; all: norms and biases too
     c.optim.clip = 1.0  # global norm; 0: off
 

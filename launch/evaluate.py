@@ -149,7 +149,7 @@ def main(config, console) -> int:
     from jaxlab.evaluate.choice import by_domain
     from jaxlab.evaluate.tasks import read_tasks
     from jaxlab.train.build import build
-    from jaxlab.train.checkpoint import newest
+    from jaxlab.train.checkpoint import load
     from jaxlab.train.loop import check_run
 
     first = parallel.start(_PROCESSES.value)
@@ -164,7 +164,7 @@ def main(config, console) -> int:
     stores = open_stores(run, _STORES.value)
     where = {"archives": data.archives, "tfds_dir": data.tfds_dir}
     tasks = read_tasks(_TASKS.value, _ITEMS.value, limit=_LIMIT.value, **where)
-    state, clock = newest(workdir, run.program.abstract_state())
+    state, clock = load(workdir, run.program.abstract_state())
     console.print(f"{workdir}: the checkpoint at {clock.tokens:,} tokens")
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)

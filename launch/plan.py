@@ -28,7 +28,7 @@ _BLOCK = flags.DEFINE_float("block", 128.0, "elements that share one scale, B")
 _D_MODEL = flags.DEFINE_integer("d_model", None, "width of the residual stream")
 _OPTIMISER = flags.DEFINE_string("optimiser", "adamw", "whose published ranks: adamw, dion-1/16 or dion-1/2")
 _RANKS = flags.DEFINE_string("ranks", "", "CSV file of own ranks instead: columns width, hard_rank, soft_rank")
-_SCHEDULE = flags.DEFINE_string("schedule", "", "batch sizes from tokens on, as in 0:2Mi 125B:4Mi")
+_SCHEDULE = flags.DEFINE_string("schedule", "", "batch sizes: 0:2Mi 125B:4Mi, or curve:A,b,c every 125B, A N^b D^c")
 # named as what the plans take
 FLAGS = (_PARAMS, _REPLICAS, _TOKENS_PER_PARAM, _CHIPS, _TOKENS, _BLOCK, _D_MODEL, _OPTIMISER, _RANKS, _SCHEDULE)
 WIDTH = 120  # tables are wider than a pipe is said to be
@@ -222,7 +222,7 @@ def batch(params: float, tokens: float, schedule: str = "") -> Table:
     _check(params=params, tokens=tokens)
     from jaxlab.laws import batch_size as laws  # imports jax: after bad input has been refused
     from jaxlab.laws import chinchilla
-    from jaxlab.optim.batch_growth import sizes, walk
+    from jaxlab.optim.batch_growth import from_text, walk
 
     loss = float(chinchilla.parametric_loss(chinchilla.MUENNIGHOFF, {"N": params, "D": tokens}))
     table = Table("rule", "batch, tokens", "steps", "source", title=f"{params:.4g} parameters, {tokens:.4g} tokens")
@@ -237,7 +237,7 @@ def batch(params: float, tokens: float, schedule: str = "") -> Table:
         ("used, of N", laws.olmo(params), "OLMo ladder: 2048 x 160 (N / 108e6)^(2/3)"),
     ):
         table.add_row(rule, f"{size:,.0f}", f"{tokens / size:,.0f}", source)
-    stages = walk(sizes(schedule), int(tokens)) if schedule else []
+    stages = walk(from_text(schedule, until=int(tokens), parameters=params), int(tokens)) if schedule else []
     if schedule and not stages:
         raise InputError(f"--schedule={schedule}: its first batch is larger than --tokens={tokens:g}")
     for stage in stages:

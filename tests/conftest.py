@@ -1,11 +1,11 @@
 """For all tests: compiled programs are kept between runs, under pytest's own cache; a tiny store of synthetic text."""
 
-import os
+from contextlib import nullcontext
 
 import jax
 import pytest
 
-from tests import tiny
+from tests import quick, tiny
 
 # Folders and files whose programs run longer than they compile, or are about roundings or the compiler itself.
 OPTIMISED = {"laws", "quant", "spectral", "studies", "test_codec", "test_tpu"}
@@ -17,13 +17,11 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def optimisation(request):
-    """Tiny programs compile in half the time without most optimisations, here and in launched processes."""
-    less = not OPTIMISED & {request.path.parent.name, request.path.stem}
-    jax.config.update("jax_disable_most_optimizations", less)
-    launched = less or request.path.parent.name == "studies"  # what studies launch is tiny too, what they fit is not
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(launched))
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    optimised = OPTIMISED & {item.path.parent.name, item.path.stem}
+    with nullcontext() if optimised else quick.compiling():
+        return (yield)
 
 
 @pytest.fixture(scope="session")

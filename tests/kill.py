@@ -23,9 +23,9 @@ def run(kills: int, seed: int, folder: Path) -> dict:
     """
     draw, data = random.Random(seed), tiny.make_store(folder)
     file = tiny.config_file(
-        folder / "config.py", data, tokens=512 * (200 + 60 * kills), checkpoint__every_tokens=SAVE_EVERY,
+        folder / "config.py", data, tokens=512 * (100 + 40 * kills), checkpoint__every_tokens=SAVE_EVERY,
         evaluate__every_tokens=32_768, evaluate__tokens=256, replicas=2, diloco__sync_every=5, diloco__fragments=2,
-        diloco__overlap=2,
+        diloco__overlap=2, log__tensorboard=False,
     )  # fmt: skip
     straight, killed = folder / "straight", folder / "killed"
     began = time.monotonic()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jaxlab.config import default
 from jaxlab.data.prepare import prepare
+from tests import quick
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -59,9 +60,10 @@ def command(name: str, *flags: str) -> list[str]:
     return [sys.executable, "-m", f"launch.{name}", *flags]
 
 
-def environment(cache: Path | None = None, devices: int = 1) -> dict:
+def environment(cache: Path | None = None, devices: int = 1, optimised: bool = False) -> dict:
     """Environment of a launched process: forced CPU devices, and a cache of compiled programs."""
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = f"--xla_force_host_platform_device_count={devices} {'' if optimised else quick.FLAGS}"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     if cache:
         env |= {
             "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -77,11 +79,13 @@ def launch(name: str, *flags: str, cache: Path | None = None, devices: int = 1, 
     return subprocess.run(command(name, *flags), cwd=ROOT, env=env, capture_output=True, text=True, **options)
 
 
-def on_devices(script: str, *arguments: str, cache: Path | None = None, devices: int = 8, **variables: str):
+def on_devices(
+    script: str, *arguments: str, cache: Path | None = None, devices: int = 8, optimised: bool = False, **env: str
+):
     """What `python -m SCRIPT *ARGUMENTS OUT.json` writes, on forced CPU devices: a process of its own, since their
     number is fixed when JAX starts."""
     with tempfile.TemporaryDirectory() as folder:
-        out, env = Path(folder) / "out.json", environment(cache, devices) | variables
+        out, env = Path(folder) / "out.json", environment(cache, devices, optimised) | env
         words = [sys.executable, "-m", script, *arguments, str(out)]
         done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from jaxlab.config import InputError, default
 from jaxlab.interop.hugging_face import TRAINING
 from jaxlab.train.build import Run, build
-from jaxlab.train.checkpoint import Checkpoints, newest
+from jaxlab.train.checkpoint import Checkpoints, load
 from jaxlab.train.loop import check_run, claim, record
 from jaxlab.train.state import Clock
 
@@ -34,7 +34,7 @@ def newest_params(run: Run, workdir: str | Path):
     check_run(run, Path(workdir))
     if run.config.replicas > 1 and not run.program.rounds:
         raise InputError(f"replicas={run.config.replicas}: the checkpoint holds as many models; must be 1")
-    state, _ = newest(Path(workdir), run.program.abstract_state())
+    state, _ = load(Path(workdir), run.program.abstract_state())
     return jax.tree.map(lambda x: x[0], run.program.params(state))
 
 

@@ -27,7 +27,7 @@ def hyperbola(p, x):
 
 def noise_floor(p, x):
     """E = B S_min (1 - B_min / B)^(-1/s): a loss t^-s above a floor ~ 1 / B; B_opt = B_min (1 + 1/s)."""
-    return x["B"] * p["S_min"] * (1 - p["B_min"] / x["B"]) ** (-1 / p["s"])
+    return x["B"] * p["S_min"] * jnp.exp(-jnp.log1p(-p["B_min"] / x["B"]) / p["s"])  # exact where B_min and s vanish
 
 
 def constants(p: dict) -> dict:
@@ -39,10 +39,11 @@ def constants(p: dict) -> dict:
     C S_opt^2 / E_min, tail = 1 - A_0 / E_min.
     """
     S_opt, E_min = p["S_opt"], p["E_min"]
+    curvature = p["curvature"] + 1e-300  # of a fit it may underflow to 0: S_2 is without bound, B_min 0
     S_1 = p["joint"] * S_opt
     S_min = p["wall"] * S_1
-    S_2 = S_opt * (1 + p["tail"] / p["curvature"]) ** 0.5
-    C = p["curvature"] * E_min / S_opt**2
+    S_2 = S_opt * (1 + p["tail"] / curvature) ** 0.5
+    C = curvature * E_min / S_opt**2
     fall, rise = S_opt - S_1, S_1 - S_min
     A_1 = 2 * C * (S_2 - S_opt)
     return {
@@ -169,7 +170,7 @@ def crossings(curves: Iterable[tuple], target: float, window: float = 0.0) -> di
 def floor_constants(p: dict) -> dict:
     """B_min, B_opt = B_min (1 + 1/s) and E_min = E(B_opt) of the noise floor's parameters."""
     best = p["B_min"] * (1 + 1 / p["s"])
-    return {"B_min": p["B_min"], "B_opt": best, "E_min": best * p["S_min"] * (1 + p["s"]) ** (1 / p["s"])}
+    return {"B_min": p["B_min"], "B_opt": best, "E_min": best * p["S_min"] * np.exp(np.log1p(p["s"]) / p["s"])}
 
 
 CONSTANTS = {THREE_PIECE.name: constants, NOISE_FLOOR.name: floor_constants}
@@ -178,10 +179,12 @@ CONSTANTS = {THREE_PIECE.name: constants, NOISE_FLOOR.name: floor_constants}
 @dataclass(frozen=True, eq=False)
 class Optimum:
     """B_min, B_opt and E_min of one target loss: `values`, 95 % `intervals` {name: (low, high)} by bootstrap over
-    batches, the `fit`, and the batches that did not get there, `unreached`."""
+    batches, of which `lost` draws have no constants and do not count, the `fit`, and the batches that did not get
+    there, `unreached`."""
 
     values: dict
     intervals: dict
+    lost: int
     fit: Fit
     unreached: tuple[float, ...]
 
@@ -195,6 +198,7 @@ def optimum(points: dict, law: Law = THREE_PIECE, draws: int = 1000, seed: int =
     return Optimum(
         {name: float(of(found.params)[name]) for name in names},
         {name: again.interval(lambda p, name=name: of(p)[name]) for name in names},
+        int(np.isnan(again.derived(lambda p: [of(p)[name] for name in names])).any(1).sum()),
         found,
         tuple(points["B"][np.isinf(points["E"])]),
     )

@@ -20,8 +20,44 @@ from jax import lax
 
 from jaxlab.config import InputError
 
+FORMS = "stages, 0:2Mi 125B:4Mi, or curve:A,b,c every 125B [momentum 0.5], or seesaw:1.1 [most 4Mi]"
+CURVE = re.compile(r"\s*curve:([^\s,]+),([^\s,]+),([^\s,]+)\s+every\s+(\S+)(?:\s+momentum\s+(\S+))?\s*")
+SEESAW = re.compile(r"\s*seesaw:(\S+)(?:\s+most\s+(\S+))?\s*")
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 WORD = 2**32
+
+
+def from_text(
+    text: str,
+    *,
+    until: int,
+    parameters: float,
+    first: int | None = None,
+    fraction: Callable[[float], float] | None = None,
+    start: int = 0,
+) -> dict[int, int]:
+    """Stages below `until` of a text in one of FORMS. InputError names what is wrong, and the forms.
+
+    curve: `from_curve` of A N^b D^c, N = parameters. seesaw: the sizes of `seesaw` for the schedule `fraction`, from
+    `start`; its learning rates are those of `sqrt` on that schedule. Both take their size before from `first`.
+    """
+    try:
+        if match := CURVE.fullmatch(text):
+            *law, every, momentum = match.groups(default="1")
+            A, b, c = map(float, law)
+            options = {"until": until, "every": count(every), "momentum": float(momentum), "first": first}
+            return from_curve(lambda tokens: A * parameters**b * tokens**c, **options)
+        if match := SEESAW.fullmatch(text):
+            if fraction is None:
+                raise InputError(f"{text!r}: needs the schedule of a learning rate")
+            drop, most = float(match[1]), count(match[2]) if match[2] else math.inf
+            stages, _ = seesaw(fraction, first=first, until=until, start=start, drop=drop, most=most)
+            return checked(stages)
+        return sizes(text)
+    except OverflowError as error:
+        raise InputError(f"{text!r}: beyond any batch; must be {FORMS}") from error
+    except ValueError as error:  # InputError is one
+        raise InputError(f"{error}; must be {FORMS}") from error
 
 
 def sizes(text: str | int) -> dict[int, int]:
@@ -76,7 +112,7 @@ def from_curve(
     for tokens in range(every, until, every):
         size += momentum * (f(tokens) - size)
         stages[tokens] = size
-    return checked({tokens: round(size) for tokens, size in stages.items()})
+    return {tokens: round(size) for tokens, size in checked(stages).items()}
 
 
 def doubled(critical: dict[int, float], first: int) -> dict[int, int]:
@@ -172,9 +208,9 @@ def seesaw(
     another `drop` = a, the batch grows by a and the learning rate falls by sqrt(a): LR / sqrt(B) is the base schedule's
     in steps of a. Sizes are multiples of `unit`, up to `most` (the critical batch), where LR goes on falling by a;
     factors are those of the sizes after rounding. Ends where a batch no longer fits before `until`.
-    Raises InputError unless drop > 1.
+    Raises InputError unless 1 < drop < inf.
     """
-    if not drop > 1:
+    if not 1 < drop < math.inf:
         raise InputError(f"drop={drop}: the learning rate must fall by a factor above 1")
     stages, scale, level, tokens = {0: first}, {0: 1.0}, 1.0, start
     while True:

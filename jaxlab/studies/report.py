@@ -195,6 +195,15 @@ def panels(rows: int, columns: int, *, width: float, height: float, **options):
     return fig, axes
 
 
+def plain_numbers(axis) -> None:
+    """Ticks of a logarithmic axis that spans little more than a decade: 1, 2, 5, 10, ... without powers of ten."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("{x:g}")
+
+
 def sequential(i: int, count: int) -> tuple:
     """Colour i of `count` in order, dark to light, told apart by colour-blind readers and in print."""
     from matplotlib import colormaps

@@ -19,7 +19,8 @@ from jaxlab.data.store import TokenStore, load_tokenizer, open_store
 from jaxlab.evaluate.choice import score_tasks
 from jaxlab.evaluate.loss import evaluate
 from jaxlab.evaluate.tasks import Item, read_tasks
-from jaxlab.optim.batch_growth import RULES, rounded, size_at, sizes
+from jaxlab.model.families import parameters
+from jaxlab.optim.batch_growth import RULES, from_text, rounded, size_at, sizes
 from jaxlab.optim.schedules import schedule
 from jaxlab.train.plan import Batch, Call, calls
 from jaxlab.train.program import Program, program
@@ -55,15 +56,24 @@ class Run:
         )
 
     def arguments(self, call: Call) -> tuple:
-        """Device arrays (batches, hypers, count) of a call; each process reads only its devices' parts of the batch."""
+        """Device arrays (batches, hypers, counts) of a call. Each process reads only its devices' parts of a batch."""
         *shape, _ = self.program.shape(call.batch)
+        n, _, k, *_ = shape
         order = self._order(call.batch.context)
         positions = order.position(call.start.tokens) + np.arange(math.prod(shape)).reshape(shape)
-        end = order.position(call.end.tokens)
+        end, unused = order.position(call.end.tokens), self._shape(call.batch)[2] - k
+        positions = np.pad(positions, ((0, 0), (0, 0), (0, unused), (0, 0)), constant_values=end)
         batches = self._sequences(order, positions, end, self.program.batch_sharding)
-        padded = {name: np.float32(v + [0.0] * (shape[0] - len(v))) for name, v in call.hypers.items()}
+        padded = {name: np.float32(v + [0.0] * (n - len(v))) for name, v in call.hypers.items()}
         put = partial(parallel.replicated, self.program.mesh)
-        return batches, jax.tree.map(put, padded), put(np.int32(call.count))
+        return batches, *jax.tree.map(put, (padded, np.int32([call.count, k])))
+
+    def _shape(self, batch: Batch) -> tuple[int, ...]:
+        """(n, M, k, b, L+1) of what is compiled for a batch: for all that are micro-batches of one size it is the same,
+        k of the largest."""
+        n, replicas, _, *micro = self.program.shape(batch)
+        shapes = (self.program.shape(other) for other in self.batches.values())
+        return n, replicas, max(k for _, _, k, *other in shapes if other == micro), *micro
 
     @cached_property
     def _order(self) -> Callable[[int], Sequences]:
@@ -103,7 +113,7 @@ class Run:
 
     def _compiling(self, tokens: int) -> Future:
         program = self.program.at(tokens)
-        return program.compiling(program.shape(size_at(self.batches, tokens)))
+        return program.compiling(self._shape(size_at(self.batches, tokens)))
 
     @cached_property
     def _outer_lr(self) -> jax.Array:
@@ -168,7 +178,7 @@ def build(config: ConfigDict, compiled: Program | None = None) -> Run:
     """
     check(config)
     mesh = parallel.mesh(config.mesh.replica, config.mesh.data, config.mesh.tensor)
-    stages = batches(config, mesh)
+    planned = batches(config, mesh)
     store = open_store(config.data.store)
     _check_store(config, store)
     e, data, vocab_size = config.evaluate, config.data, vocabulary(config, store)
@@ -176,11 +186,11 @@ def build(config: ConfigDict, compiled: Program | None = None) -> Run:
     return Run(
         config=config,
         program=compiled if serves else program(config, mesh, vocab_size),
-        batches=stages,
+        batches=planned,
         store=store,
         train=Sequences(store.split("train"), config.batch.context, config.seed),
         validation=Validation(store.split("validation"), config.batch.context),
-        spectra_times=times(config.spectra.at, stages[0].tokens, config.tokens),
+        spectra_times=times(config.spectra.at, planned[0].tokens, config.tokens),
         tasks=read_tasks(e.tasks, e.items_from, archives=data.archives, tfds_dir=data.tfds_dir, limit=e.task_items),
     )
 
@@ -188,15 +198,20 @@ def build(config: ConfigDict, compiled: Program | None = None) -> Run:
 def hypers(config: ConfigDict, first: int) -> Callable[[float, int], dict[str, float]]:
     """(tokens, batch tokens) -> {"lr", "decay"} of a step centred there; decay is the share by which weights shrink in
     the step. first: batch tokens at the start of the run."""
-    s, o = config.schedule, config.optim
-    options = {k: s[k] for k in ("warmup_tokens", "final_fraction", "decay_tokens", "decay_shape")}
-    fraction = schedule(s.name, total_tokens=config.tokens, **options)
+    fraction, o = _fraction(config), config.optim
 
     def at(tokens, batch):
-        lr = s.peak_lr * fraction(tokens) * RULES[config.batch.lr_rule](batch, first)
-        return {"lr": lr, "decay": o.weight_decay * (lr if o.decay == "coupled" else 1.0)}
+        lr = config.schedule.peak_lr * fraction(tokens) * RULES[config.batch.lr_rule](batch, first)
+        share = {"independent": 1.0, "coupled": lr, "timescale": lr * batch / first}[o.decay]
+        return {"lr": lr, "decay": o.weight_decay * share}
 
     return at
+
+
+def _fraction(config: ConfigDict) -> Callable[[float], float]:
+    s = config.schedule
+    options = {k: s[k] for k in ("warmup_tokens", "final_fraction", "decay_tokens", "decay_shape")}
+    return schedule(s.name, total_tokens=config.tokens, **options)
 
 
 def vocabulary(config: ConfigDict, store: TokenStore) -> int:
@@ -212,7 +227,7 @@ def batches(config: ConfigDict, mesh: Mesh) -> dict[int, Batch]:
     all devices; one that does not must be whole as it is. Raises InputError."""
     b, replicas = config.batch, config.replicas
     share = mesh.shape["data"] * (1 if replicas > 1 else mesh.shape["replica"])
-    wanted, contexts = _stages(b, "growth", "tokens"), _stages(b, "context_growth", "context")
+    wanted, contexts = stages(config), _named(b, "context_growth", lambda: sizes(b.context_growth or b.context))
     found = {}
     for start in sorted({*wanted, *contexts}):
         size, context = size_at(wanted, start), size_at(contexts, start)
@@ -234,11 +249,25 @@ def batches(config: ConfigDict, mesh: Mesh) -> dict[int, Batch]:
     return found
 
 
-def _stages(b: ConfigDict, growth: str, alone: str) -> dict[int, int]:
+def stages(config: ConfigDict) -> dict[int, int]:
+    """{tokens: batch wanted from then on, tokens}, before `batches` rounds it. Raises InputError."""
+    b, s = config.batch, config.schedule
+    if "seesaw" in b.growth and (b.lr_rule != "sqrt" or s.name == "constant"):
+        raise InputError(
+            f"batch.growth={b.growth!r}: needs batch.lr_rule=sqrt, which is {b.lr_rule}, and a schedule.name that "
+            f"decays, which is {s.name}"
+        )
+    options = {"until": config.tokens, "parameters": parameters(config.model)["non_embedding"], "first": b.tokens}
+    options |= {"fraction": _fraction(config), "start": s.warmup_tokens}
+    return _named(b, "growth", lambda: from_text(b.growth or str(b.tokens), **options))
+
+
+def _named(b: ConfigDict, key: str, read: Callable[[], dict[int, int]]) -> dict[int, int]:
+    """What `read` returns; its InputError names the key."""
     try:
-        return sizes(b[growth] or b[alone])
+        return read()
     except InputError as error:
-        raise InputError(f"batch.{growth}={b[growth]!r}: {error}") from error
+        raise InputError(f"batch.{key}={b[key]!r}: {error}") from error
 
 
 def _check_store(config: ConfigDict, store: TokenStore) -> None:

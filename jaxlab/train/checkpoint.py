@@ -107,16 +107,25 @@ class Checkpoints:
             raise SaveFailed(f"{self.folder}: a checkpoint could not be saved ({_first_line(error)})") from error
 
 
-def newest(workdir: Path, abstract: State) -> tuple[State, Clock]:
-    """(state, clock) of the newest checkpoint in workdir, which is left as it is: training may be going on there.
+def held(workdir: Path) -> list[int]:
+    """Tokens at which workdir has a complete checkpoint, in order."""
+    return sorted(int(p.name) for p in workdir.glob("checkpoints/*") if p.name.isdecimal())
+
+
+def load(workdir: Path, abstract: State, tokens: int | None = None) -> tuple[State, Clock]:
+    """(state, clock) of the checkpoint at `tokens` in workdir, the newest unless told; the folder is left as it is:
+    training may be going on there.
 
     Raises InputError where there is none, or a damaged one.
     """
+    there = held(workdir)
+    if not there:
+        raise InputError(f"workdir={workdir}: holds no checkpoint yet")
+    tokens = there[-1] if tokens is None else tokens
+    if tokens not in there:
+        raise InputError(f"workdir={workdir}: has no checkpoint at {tokens} tokens, but {', '.join(map(str, there))}")
     options = ocp.CheckpointManagerOptions(read_only=True)
     with ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options) as manager:
-        tokens = manager.latest_step()
-        if tokens is None:
-            raise InputError(f"workdir={workdir}: holds no checkpoint yet")
         try:
             return _read(manager, tokens, abstract)
         except Exception as error:  # whatever a broken file makes the reader raise
@@ -153,9 +162,8 @@ def _of_replicas(abstract: State, replicas: int) -> State:
 
 def check_space(workdir: Path, keep: int, abstract: State) -> None:
     """Raises InputError if the disk has no room for keep + 1 checkpoints (one is written before one is deleted)."""
-    held = len([p for p in workdir.glob("checkpoints/*") if p.name.isdecimal()])
     size = state_bytes(abstract)
-    needed = size * max(1, keep + 1 - held)
+    needed = size * max(1, keep + 1 - len(held(workdir)))
     existing = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:

@@ -63,13 +63,13 @@ def peak_flops(mesh: Mesh) -> tuple[float | None, str]:
     CPU devices of a process share its cores; None for an accelerator that is not in the table."""
     device = mesh.devices.flat[0]
     if device.platform == "cpu":
-        return measured_flops() * jax.process_count(), "measured, float32 products of 1024 x 1024"
+        return measured_flops() * jax.process_count(), "measured, float32 products of 512 x 512"
     peak = flops.peak(device.device_kind)
     return (peak * mesh.size, "data sheet, bfloat16") if peak else (None, f"unknown for {device.device_kind}")
 
 
 @cache
-def measured_flops(size: int = 1024, repetitions: int = 8) -> float:
+def measured_flops(size: int = 512, repetitions: int = 8) -> float:
     """FLOP/s of the best of a few float32 matrix products on this machine."""
     a = jnp.ones((size, size), jnp.float32)
     product = jax.jit(jnp.matmul)

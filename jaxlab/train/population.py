@@ -43,7 +43,8 @@ def alike(run: Run, other: Run) -> bool:
     """Whether two runs can be members of one population."""
     flat, other_flat = flatten(run.config), flatten(other.config)
     own = {key for key in flat if any(key == o or key.startswith(o + ".") for o in OWN_KEYS)}
-    return run.program is other.program and all(flat[key] == other_flat[key] for key in flat.keys() - own)
+    same = run.program is other.program and run.batches == other.batches  # sizes may follow from the schedule
+    return same and all(flat[key] == other_flat[key] for key in flat.keys() - own)
 
 
 def in_step(workdirs: list[Path]) -> bool:

@@ -47,7 +47,7 @@ class Program:
     loss_fn: Callable  # (params, tokens [b, L+1]) -> (objective, sums)
     shardings: State  # NamedSharding of every leaf of the state
     start: Callable  # parameters of one model -> State, jitted
-    inner_steps: Callable  # (State, batches, hypers, count) -> (State, metrics [n, M]), jitted, State donated
+    inner_steps: Callable  # (State, batches, hypers, counts) -> (State, metrics [n, M]), jitted, State donated
     probe: Callable  # spectra.prober's, jitted
     rounds: Rounds | None  # where replicas meet between inner steps; None: nowhere
     later: dict[int, "Program"]  # {tokens: program from then on}: the same state, in other arithmetic
@@ -90,9 +90,9 @@ class Program:
         n, everywhere = shape[0], NamedSharding(self.mesh, PartitionSpec())
         batches = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.batch_sharding)
         hyper = jax.ShapeDtypeStruct((n,), jnp.float32, sharding=everywhere)
-        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+        counts = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=everywhere)
         inner = self.abstract_state()._replace(outer=None)
-        return self.inner_steps.lower(inner, batches, {"lr": hyper, "decay": hyper}, count).compile()
+        return self.inner_steps.lower(inner, batches, {"lr": hyper, "decay": hyper}, counts).compile()
 
     @cached_property
     def _average(self):
@@ -276,8 +276,8 @@ def projection(model: Decoder) -> Callable | None:
 
 
 def initial_params(model: Decoder, seed):
-    """Parameters of one model. Made as plainly as can be: they do not depend on how the layers are run."""
-    params = Decoder(model.c).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+    """Parameters of one model. They do not depend on how its layers are run: here as is traced fastest."""
+    params = Decoder(model.c, scan=True).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
     project = projection(model)
     return project(params) if project else params
 

@@ -7,10 +7,10 @@ import numpy as np
 
 from jaxlab.cost import flops
 from jaxlab.model.families import parameters
-from jaxlab.optim.batch_growth import size_at, sizes
+from jaxlab.optim.batch_growth import size_at
 from jaxlab.quant.dot import arithmetic
 from jaxlab.quant.recipes import OPERANDS
-from jaxlab.train.build import Run
+from jaxlab.train.build import Run, stages
 from jaxlab.train.program import recipes
 from jaxlab.train.state import Clock
 
@@ -45,7 +45,7 @@ def batch(run: Run, start: int) -> str:
     size = run.batches[start]
     _, replicas, k, b, _ = run.program.shape(size)
     text = f"{size.tokens:,} tokens: {replicas} replicas x {k} micro-batches x {b} sequences of {size.context}"
-    wanted = size_at(sizes(run.config.batch.growth or run.config.batch.tokens), start)
+    wanted = size_at(stages(run.config), start)
     text += f" ({wanted:,} wanted)" if wanted != size.tokens else ""
     return f"from {start:,} tokens {text}" if len(run.batches) > 1 else text
 

@@ -15,12 +15,13 @@ from jaxlab.train.state import State
 def inner_steps(
     loss_fn: Callable, optimiser, *, spmd_axis_name: str | None = None, one_by_one: bool = False
 ) -> Callable:
-    """steps(state, batches, hypers, count) -> (state, metrics): `count` optimiser steps on every replica.
+    """steps(state, batches, hypers, counts) -> (state, metrics): optimiser steps on every replica.
 
     loss_fn(params, tokens [b, L+1]) -> (objective summed over tokens, sums with at least "nll" and "tokens").
     batches [n, M, k, b, L+1] int32: n steps, M replicas, k micro-batches of b sequences.
-    hypers {"lr", "decay"}: float32 [n]. count: int32 <= n, traced: a remainder runs the same program.
-    metrics: float32 [n, M] each; entries from count on are zero.
+    hypers {"lr", "decay"}: float32 [n]. counts, int32 [2], traced: how many of the n steps are taken, and how many
+    of the k micro-batches there are: a remainder and a smaller batch run the same program.
+    metrics: float32 [n, M] each; entries of steps not taken are zero.
     With micro-batches they hold unbiased "signal" and "noise" of the gradient before clipping, whose averages' ratio is
     the noise scale in tokens (optim.noise_scale).
     one_by_one: the gradients of one replica after another, in a loop, instead of all at once: on one CPU 8 replicas
@@ -30,10 +31,10 @@ def inner_steps(
     """
     each = partial(jax.vmap, spmd_axis_name=spmd_axis_name)
 
-    def gradients(params, batch):
+    def gradients(params, batch, k):
         if one_by_one:
-            return lax.map(lambda replica: accumulate(loss_fn, *replica), (params, batch))
-        return each(partial(accumulate, loss_fn))(params, batch)
+            return lax.map(lambda replica: accumulate(loss_fn, *replica, k), (params, batch))
+        return each(partial(accumulate, loss_fn), in_axes=(0, 0, None))(params, batch, k)
 
     def update(params, opt_state, grads, sums, hypers):
         tokens = jnp.maximum(sums["tokens"], 1)  # a batch of padding alone has no gradient, not NaN
@@ -50,32 +51,32 @@ def inner_steps(
             metrics |= jax.tree.map(lambda x: jnp.where(sums["filled"] > 1, x, 0), found)._asdict()  # one tells nothing
         return optax.apply_updates(params, updates), opt_state, metrics
 
-    def one(state, batch, hypers):
-        grads, sums = gradients(state.params, batch)
+    def one(state, batch, hypers, k):
+        grads, sums = gradients(state.params, batch, k)
         updated = each(update, in_axes=(0, 0, 0, 0, None))
         params, opt_state, metrics = updated(state.params, state.opt_state, grads, sums, hypers)
         return State(params, opt_state), metrics
 
-    def steps(state, batches, hypers, count):
-        n = batches.shape[0]
+    def steps(state, batches, hypers, counts):
+        n, (count, k) = batches.shape[0], counts
         if n == 1:  # no loop in the program: on CPU it would cost a tenth
-            state, metrics = one(state, batches[0], jax.tree.map(lambda h: h[0], hypers))
+            state, metrics = one(state, batches[0], jax.tree.map(lambda h: h[0], hypers), k)
             return state, jax.tree.map(lambda m: m[None], metrics)
 
         def body(i, carry):
             state, metrics = carry
-            state, new = one(state, batches[i], jax.tree.map(lambda h: h[i], hypers))
+            state, new = one(state, batches[i], jax.tree.map(lambda h: h[i], hypers), k)
             return state, jax.tree.map(lambda all_, m: all_.at[i].set(m), metrics, new)
 
-        shapes = jax.eval_shape(one, state, batches[0], jax.tree.map(lambda h: h[0], hypers))[1]
+        shapes = jax.eval_shape(one, state, batches[0], jax.tree.map(lambda h: h[0], hypers), k)[1]
         return lax.fori_loop(0, count, body, (state, jax.tree.map(lambda m: jnp.zeros((n, *m.shape), m.dtype), shapes)))
 
     return steps
 
 
-def accumulate(loss_fn: Callable, params, batch):
-    """Gradient of the summed objective and the sums, over micro-batches [k, b, L+1]: weighted by tokens by
-    construction, since sums are divided by all tokens only once. float32 accumulators exist only if k > 1.
+def accumulate(loss_fn: Callable, params, batch, count):
+    """Gradient of the summed objective and the sums, over the first `count` micro-batches of [k, b, L+1]: weighted by
+    tokens by construction, since sums are divided by all tokens only once. float32 accumulators exist only if k > 1.
 
     With k > 1 the sums have "square", the squared norms of the micro-batches' mean gradients weighted by their tokens,
     and "filled", how many have tokens at all."""
@@ -89,4 +90,4 @@ def accumulate(loss_fn: Callable, params, batch):
         return grads, sums | {"square": square, "filled": jnp.float32(sums["tokens"] > 0)}
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measured, batch[0]))
-    return lax.scan(lambda total, tokens: (jax.tree.map(jnp.add, total, measured(tokens)), None), zeros, batch)[0]
+    return lax.fori_loop(0, count, lambda i, total: jax.tree.map(jnp.add, total, measured(batch[i])), zeros)

@@ -16,7 +16,6 @@ from jaxlab.evaluate.choice import Choice, Layout, batches, by_domain, chooser, 
 from jaxlab.evaluate.tasks import Item, read_items
 from jaxlab.model.decoder import Decoder
 from tests import tiny
-from tests.quick import OPTIONS
 
 SAMPLES = tiny.ROOT / ".." / "shared" / "data" / "evals"
 BYTES = load("bytes", None)
@@ -38,7 +37,8 @@ def model():
 @pytest.fixture(scope="module")
 def params(model):
     """Two replicas with different parameters, leaves with a leading axis of 2."""
-    each = [model.init(jax.random.key(seed), np.zeros((1, 1), np.int32))["params"] for seed in (0, 1)]
+    init = jax.jit(model.init)
+    each = [init(jax.random.key(seed), np.zeros((1, 1), np.int32))["params"] for seed in (0, 1)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
 
@@ -47,14 +47,14 @@ def only(params, replica: int):
 
 
 def compiled(model, chunk: int):
-    return jax.jit(scorer(model, chunk), compiler_options=OPTIONS)
+    return jax.jit(scorer(model, chunk))
 
 
 @pytest.fixture(scope="module")
 def reference(model, params):
     """Log-likelihood of a continuation under the first replica: one text at a time, its full logits, float64."""
     one = jax.tree.map(lambda x: x[0], params)
-    logits = jax.jit(lambda tokens: model.apply({"params": one}, tokens), compiler_options=OPTIONS)
+    logits = jax.jit(lambda tokens: model.apply({"params": one}, tokens))
 
     def log_likelihood(context: str, continuation: str) -> float:
         before = list(context.encode()) or [256]
@@ -204,7 +204,7 @@ def test_an_untrained_model_is_at_chance():
     tokenizer = load("bpe:512", train_bpe((item.context for item in items), 512))
     c = FrozenConfigDict(tiny.config({}).model.to_dict() | {"vocab_size": 512, "context": 256})
     model = Decoder(c, scan=True)
-    params = model.init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
     choose = chooser(model, parallel.mesh(1, 1, 1), 1, sequences=8, chunk=256)
     records = [r for window in choose(jax.tree.map(lambda x: x[None], params), items, tokenizer) for r in window]
     found = summarise(records)

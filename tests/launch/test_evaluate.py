@@ -12,7 +12,7 @@ from jaxlab.config import InputError
 from jaxlab.data.prepare import prepare
 from jaxlab.train import loop
 from jaxlab.train.build import build
-from jaxlab.train.checkpoint import newest
+from jaxlab.train.checkpoint import load
 from jaxlab.train.loop import check_run
 from tests import tiny
 
@@ -120,14 +120,14 @@ def test_refuses_missing_and_damaged_checkpoints_and_touches_nothing(trained, da
     run = build(tiny.config(data, tokens=4_096))
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(InputError, match="holds no checkpoint yet"):
-        newest(tmp_path, run.program.abstract_state())
+        load(tmp_path, run.program.abstract_state())
     shutil.copytree(trained[1] / "checkpoints", tmp_path / "run" / "checkpoints")
-    _, clock = newest(tmp_path / "run", run.program.abstract_state())
+    _, clock = load(tmp_path / "run", run.program.abstract_state())
     assert clock.tokens == 4_096
     for file in (tmp_path / "run" / "checkpoints" / "4096" / "state").rglob("*"):
         if file.is_file() and "/d/" in str(file):
             file.write_bytes(b"\0" * file.stat().st_size)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match="checkpoint 4096 is damaged"):
-        newest(tmp_path / "run", run.program.abstract_state())
+        load(tmp_path / "run", run.program.abstract_state())
     assert sorted(tmp_path.rglob("*")) == before

@@ -86,6 +86,8 @@ def test_batch_of_the_published_schedule():
     steps = [int(row[2].replace(",", "")) for row in rows[7:]]
     assert steps == pytest.approx([59_605, 29_802, 23_842, 19_868, 133_117], abs=1)
     assert int(rows[-1][1].replace(",", "")) / 2**20 == pytest.approx(3.58, abs=5e-3)
+    table = plan.batch(4e9, 500e9, "curve:0.58,0,0.571 every 250B")  # Step Law, asked at the half
+    assert [list(c.cells)[7:9] for c in table.columns][1] == [f"{0.58 * 250e9**0.571:,.0f}"] * 2
     table = plan.batch(108e6, 3.07e9)
     rows = list(zip(*(c.cells for c in table.columns), strict=True))
     assert len(rows) == 7
@@ -124,6 +126,7 @@ def test_bad_input():
         ((1e9, None), "--tokens=None: must be above 0"),
         ((1e9, 1e6, "2Mi"), "--schedule=2Mi: its first batch is larger than --tokens=1e.06"),
         ((1e9, 1e9, "1B:2Mi"), "first stage must start at 0 tokens"),
+        ((1e9, 1e9, "seesaw:1.1"), "'seesaw:1.1': needs the schedule of a learning rate"),
     ):
         with pytest.raises(InputError, match=message):
             plan.batch(*arguments)

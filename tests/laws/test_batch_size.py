@@ -7,7 +7,7 @@ from scipy import optimize
 from jaxlab.config import InputError
 from jaxlab.laws import batch_size as bs
 from jaxlab.laws.fit import fit
-from jaxlab.laws.resample import refit
+from jaxlab.laws.resample import Bootstrap, refit
 from jaxlab.optim.batch_growth import from_curve
 
 CASE = {"S_min": 1e3, "S_1": 6e3, "S_opt": 1.2e4, "S_2": 2.5e4, "E_min": 5e9, "C": 2.0}
@@ -26,6 +26,14 @@ def test_check_case():
     assert c["B_opt"] == pytest.approx(416_666.7, abs=0.05)
     assert tokens([6e3, 1.2e4, 2.5e4]) == pytest.approx([5.072e9, 5e9, 5.338e9])
     assert (tokens([6e3]) - tokens([6e3 - 0.01])) / 0.01 == pytest.approx(-24_000, rel=1e-3)
+
+
+@pytest.mark.parametrize("curvature", [1e-20, 0.0, np.float64(0)])
+def test_a_curvature_that_underflows(curvature):
+    """B_min = 2 C (S_2 - S_opt) falls to 0 with the root of the curvature, 2 B_opt (curvature tail)^1/2."""
+    c = bs.constants(SIX | {"curvature": curvature})
+    assert c["B_min"] == pytest.approx(2 * c["B_opt"] * (curvature * SIX["tail"]) ** 0.5, rel=1e-8, abs=1e-99)
+    assert np.isfinite(list(c.values())).all()
 
 
 @pytest.mark.parametrize("joint", [CASE["S_1"], CASE["S_2"]])
@@ -213,6 +221,16 @@ def test_three_pieces_from_crossings():
     for name, (low, high) in found.intervals.items():
         assert low <= found.values[name] * 1.0001
         assert high >= found.values[name] * 0.9999
+
+
+def test_lost_draws_are_counted(monkeypatch):
+    """Two of five draws have no constants; those of the others are 10, 20, 30 with s = 1: B_opt = 2 B_min."""
+    B_min = np.array([10, np.nan, 20, 30, 20.0])
+    drawn = Bootstrap({"S_min": np.ones(5), "B_min": B_min, "s": np.array([1, 1, 1, 1, np.nan])})
+    monkeypatch.setattr(bs, "bootstrap", lambda found, draws, seed: drawn)
+    found = bs.optimum(bs.crossings([curve(b, 1.0) for b in np.geomspace(215, 6_000, 7)], 2.2), bs.NOISE_FLOOR)
+    assert found.lost == 2
+    assert found.intervals["B_opt"] == pytest.approx((21, 59))
 
 
 def test_bad_curves():

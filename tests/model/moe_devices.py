@@ -36,7 +36,7 @@ def measure(mesh: tuple, compute: dict) -> dict:
     config.compute.update(compute)
     made = program(config, parallel.mesh(*mesh), MODEL["vocab_size"])
     everywhere = NamedSharding(made.mesh, PartitionSpec())
-    hypers, one = jax.device_put(({"lr": np.float32([1e-2]), "decay": np.float32([0])}, np.int32(1)), everywhere)
+    hypers, one = jax.device_put(({"lr": np.float32([1e-2]), "decay": np.float32([0])}, np.int32([1, 1])), everywhere)
     draw, shape = np.random.default_rng(0), (1, REPLICAS, SEQUENCES // 4 // REPLICAS, 4, CONTEXT + 1)
     tokens = draw.zipf(1.5, shape).astype(np.int32) % MODEL["vocab_size"]
     state, rows = made.init(0), []

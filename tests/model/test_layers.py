@@ -14,7 +14,6 @@ from jax.ad_checkpoint import print_saved_residuals
 from jaxlab.model.decoder import Decoder
 from jaxlab.train.program import objective
 from tests.model import reference
-from tests.quick import OPTIONS
 
 TOKENS = np.random.default_rng(1).integers(0, 29, (2, 2, 13)).astype(np.int32)  # two replicas
 SMALL = {
@@ -26,7 +25,7 @@ SMALL = {
 def gradients(c, params, **options):
     """Objective and gradients of two replicas with the same parameters and other tokens, as the trainer maps them."""
     grad = jax.value_and_grad(objective(Decoder(c, **options), 256), has_aux=True)
-    return jax.jit(jax.vmap(grad, in_axes=(None, 0)), compiler_options=OPTIONS)(params, TOKENS)
+    return jax.jit(jax.vmap(grad, in_axes=(None, 0)))(params, TOKENS)
 
 
 def assert_close(a, b, relative):

@@ -1,9 +1,6 @@
 """Routed experts against loops over tokens and experts, in float64 where it can be."""
 
-import json
 import re
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -22,10 +19,8 @@ from jaxlab.model.families import ARCHITECTURES, model, parameters
 from jaxlab.train.program import objective, program
 from tests import tiny
 from tests.model import reference
-from tests.quick import OPTIONS
 
 RNG = np.random.default_rng(0)
-jit = partial(jax.jit, compiler_options=OPTIONS)
 SHAPE = {"d_model": 16, "d_ff": 24, "num_experts": 5, "experts_per_token": 2, "ffn": "swiglu", "init_std": 0.5}
 
 
@@ -33,7 +28,7 @@ def experts(**changes):
     """(config, module, parameters) of one layer."""
     c = reference.tiny(**SHAPE | changes)
     layer = moe.Experts(c)
-    return c, layer, jit(layer.init)(jax.random.key(1), jnp.zeros((1, 1, c.d_model)))["params"]
+    return c, layer, jax.jit(layer.init)(jax.random.key(1), jnp.zeros((1, 1, c.d_model)))["params"]
 
 
 def draw(*shape):
@@ -70,7 +65,7 @@ def test_outputs_and_gradients_are_those_of_a_loop_over_experts(k):
     x, dy = draw(3, 50, 16), draw(3, 50, 16)
     wanted, _ = loop(p, x, k)
     (found, y), (exact, _) = (
-        jit(jax.grad(lambda p, x, f=f: (jnp.vdot(f(p, x), dy), f(p, x)), (0, 1), has_aux=True))(p, x)
+        jax.jit(jax.grad(lambda p, x, f=f: (jnp.vdot(f(p, x), dy), f(p, x)), (0, 1), has_aux=True))(p, x)
         for f in (lambda p, x: layer.apply({"params": p}, x), lambda p, x: all_experts(p, x, k))
     )
     np.testing.assert_allclose(y, wanted, atol=1e-5 * np.abs(wanted).max())
@@ -89,7 +84,7 @@ def test_every_token_reaches_exactly_k_experts(collapsed):
     one[:, 0] = 1
     down = np.zeros((5, 24, 16), np.float32)
     down[np.arange(5), 0, np.arange(5)] = 1 / jax.nn.silu(1.0)
-    y = jit(moe.mixture)(jnp.asarray(x), jnp.ones(chosen.shape), chosen, one, one, down)
+    y = jax.jit(moe.mixture)(jnp.asarray(x), jnp.ones(chosen.shape), chosen, one, one, down)
     wanted = np.zeros((n, 16))
     np.put_along_axis(wanted, np.asarray(chosen[0]), 1, axis=1)
     np.testing.assert_allclose(y[0], wanted, atol=1e-6)
@@ -110,7 +105,7 @@ def test_products_of_groups(dot, sizes):
     x, w, dy, n = draw(200, 6), draw(5, 6, 9), draw(200, 9), sum(sizes)
     both, groups = jnp.stack((x, -x)), np.split(np.arange(n), np.cumsum(sizes)[:-1])
     rows, outer = (
-        np.array(jit(jax.vmap(f, (0, None, None)))(both, other, jnp.array(sizes)))
+        np.array(jax.jit(jax.vmap(f, (0, None, None)))(both, other, jnp.array(sizes)))
         for f, other in zip(dot, (w, dy), strict=True)
     )
     for e, group in enumerate(groups):
@@ -125,7 +120,7 @@ def test_random_data_load_the_experts_evenly():
     x = draw(4, 1_024, 64)
     load = np.bincount(loop(p, x, 2)[1].ravel(), minlength=8) / (4 * 1_024 * 2 / 8)
     assert 0.7 < load.min() <= load.max() < 1.3
-    _, sown = jit(partial(layer.apply, mutable=["losses"]))({"params": p}, x)
+    _, sown = jax.jit(partial(layer.apply, mutable=["losses"]))({"params": p}, x)
     assert 1 <= sown["losses"]["balance"][0] < 1.01
 
 
@@ -152,7 +147,7 @@ def test_descent_on_the_balance_loss_evens_the_load():
     def loss(p):
         return layer.apply({"params": p}, x, mutable=["losses"])[1]["losses"]["balance"][0]
 
-    step = jit(lambda p: (loss(p), jax.tree.map(lambda a, g: a - 0.5 * g, p, jax.grad(loss)(p))))
+    step = jax.jit(lambda p: (loss(p), jax.tree.map(lambda a, g: a - 0.5 * g, p, jax.grad(loss)(p))))
     before, _ = step(p)
     for _ in range(100):
         after, p = step(p)
@@ -168,24 +163,21 @@ def test_the_objective_has_the_mean_balance_loss_of_the_layers():
     c = reference.tiny(**FAMILY)
     params, tokens = reference.random_params(c), RNG.integers(0, c.vocab_size, (3, 11)).astype(np.int32)
     tokens[2, 5:] = -1
-    run = jit(objective(Decoder(c, scan=True), 256))
+    run = jax.jit(objective(Decoder(c, scan=True), 256))
     value, sums = run(params, tokens)
     np.testing.assert_allclose(value, sums["nll"] + c.z_loss * sums["z"] + 0.3 * sums["balance"], rtol=1e-6)
     assert sums["tokens"] < sums["balance"]  # 1 a token, and a little more where the load is not even
     tokens[2] = -1
     np.testing.assert_allclose(
-        run(params, tokens)[0], jit(objective(Decoder(c), 256))(params, tokens[:2])[0], rtol=1e-6
+        run(params, tokens)[0], jax.jit(objective(Decoder(c), 256))(params, tokens[:2])[0], rtol=1e-6
     )
 
 
 @pytest.mark.slow
-def test_eight_devices_train_as_one(tmp_path):
+def test_eight_devices_train_as_one(request):
     """Two replicas, each with experts and tokens on four devices, and layers run in another way. Sums are in another
     order: float32 roundings, which Adam's first steps enlarge."""
-    out, env = tmp_path / "out.json", tiny.environment(devices=8)
-    env["XLA_FLAGS"] += "".join(f" --{name}={value}" for name, value in OPTIONS.items())
-    subprocess.run([sys.executable, "-m", "tests.model.moe_devices", str(out)], cwd=tiny.ROOT, env=env, check=True)
-    one, eight = json.loads(out.read_text()).values()
+    one, eight = tiny.on_devices("tests.model.moe_devices", cache=request.config.cache.mkdir("jax")).values()
     np.testing.assert_allclose(eight["losses"], one["losses"], rtol=2e-6)
     np.testing.assert_allclose(eight["balance"], one["balance"], rtol=2e-5)
     assert one["losses"][-1] < one["losses"][0]

@@ -8,7 +8,6 @@ from jaxlab.model.decoder import Decoder
 from jaxlab.model.families import ARCHITECTURES
 from jaxlab.train.program import objective
 from tests.model import reference
-from tests.quick import OPTIONS
 
 FAMILIES = {
     name: {k: v for k, v in keys.items() if k not in ("norm_eps", "rope_theta", "init_std", "z_loss")}
@@ -60,7 +59,7 @@ def test_logits_objective_and_gradients(flags):
         logits = model.apply({"params": params}, np.maximum(tokens[:, :-1], 0))
         return logits, *jax.value_and_grad(objective(model, 256), has_aux=True)(params, tokens)
 
-    logits, (value, sums), gradient = jax.jit(run, compiler_options=OPTIONS)(params)
+    logits, (value, sums), gradient = jax.jit(run)(params)
     wanted = reference.logits(c, params, np.maximum(tokens[:, :-1], 0))
     # float32 has 1.2e-7 relative; some 10 roundings in sequence, relative to the largest logit.
     assert np.abs(logits - wanted).max() < 1e-5 * np.abs(wanted).max()

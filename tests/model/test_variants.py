@@ -13,7 +13,6 @@ from jaxlab.model.decoder import Decoder
 from jaxlab.model.linear import Linear
 from jaxlab.optim.inner import matrices
 from tests.model import reference
-from tests.quick import OPTIONS
 
 TOKENS = np.random.default_rng(1).integers(0, 29, (2, 9)).astype(np.int32)
 NGPT = families.ARCHITECTURES["ngpt"]
@@ -21,7 +20,7 @@ NGPT = families.ARCHITECTURES["ngpt"]
 
 def features(c, params, scan=True, **options):
     model = Decoder(c, scan=scan, **options)
-    run = jax.jit(lambda params: model.apply({"params": params}, TOKENS, method="features"), compiler_options=OPTIONS)
+    run = jax.jit(lambda params: model.apply({"params": params}, TOKENS, method="features"))
     return run(params)
 
 

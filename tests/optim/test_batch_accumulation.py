@@ -10,12 +10,8 @@ import pytest
 
 from jaxlab.config import InputError
 from jaxlab.optim import batch_growth as growth
-from tests.quick import OPTIONS
 
 PARAMS = {"w": np.float32([[0.3, -0.2], [0.5, 1.0]]), "b": np.float32([0.1, 0.2])}
-
-
-jitted = partial(jax.jit, compiler_options=OPTIONS)
 
 
 def inner():
@@ -29,7 +25,7 @@ def compiled(transform):
         updates, state = transform.update(grads, state, params, **tokens)
         return optax.apply_updates(params, updates), state
 
-    return jitted(step)
+    return jax.jit(step)
 
 
 def tree(gradients):
@@ -77,7 +73,7 @@ def test_multi_steps_weighs_micro_batches_alike():
     each, means = micro_batches(counts)
     expected = tree(each.mean(0))
     ours, theirs = growth.accumulate(optax.identity(), {0: 13}), optax.MultiSteps(optax.identity(), 4)
-    a, b, update, other = ours.init(PARAMS), theirs.init(PARAMS), jitted(ours.update), jitted(theirs.update)
+    a, b, update, other = ours.init(PARAMS), theirs.init(PARAMS), jax.jit(ours.update), jax.jit(theirs.update)
     for grads, n in zip(means, counts, strict=True):
         found, a = update(tree(grads), a, tokens=n)
         alike, b = other(tree(grads), b)
@@ -92,7 +88,7 @@ def test_multi_steps_counts_steps_not_tokens():
     counts = [1, 1, 3, 3, 1, 2, 3, 3, 3, 1, 2]
     transform = growth.accumulate(optax.identity(), {0: 2, 8: 6})
     multi = optax.MultiSteps(optax.identity(), lambda step: jnp.where(step < 4, 1, 3))
-    a, b, update, other = transform.init(PARAMS), multi.init(PARAMS), jitted(transform.update), jitted(multi.update)
+    a, b, update, other = transform.init(PARAMS), multi.init(PARAMS), jax.jit(transform.update), jax.jit(multi.update)
     ours, theirs = [], []
     ones = jax.tree.map(np.ones_like, PARAMS)
     for i, n in enumerate(counts):
@@ -156,7 +152,7 @@ def test_counts_are_exact_beyond_32_bits():
         updates, state = transform.update(ones, state, tokens=tokens)
         return state, updates["b"][0]
 
-    state, found = jitted(lambda s, c: jax.lax.scan(one, s, c))(transform.init(PARAMS), counts)
+    state, found = jax.jit(lambda s, c: jax.lax.scan(one, s, c))(transform.init(PARAMS), counts)
     expected, at, filled = [], 0, 0
     for tokens in counts.tolist():
         start = max(s for s in stages if s <= at)
@@ -183,8 +179,8 @@ def test_replicas_that_fill_at_different_times():
 
         return jax.lax.scan(one, (PARAMS, transform.init(PARAMS)), (grads, counts))
 
-    (mapped, _), updates = jitted(jax.vmap(run))(grads, counts)
-    alone, same = jitted(run), partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+    (mapped, _), updates = jax.jit(jax.vmap(run))(grads, counts)
+    alone, same = jax.jit(run), partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
     for i in range(2):
         (expected, _), _ = alone(jax.tree.map(lambda g, i=i: g[i], grads), counts[i])
         jax.tree.map(lambda a, b, i=i: same(a[i], b), mapped, expected)

@@ -76,6 +76,38 @@ def test_a_step_takes_the_size_where_it_starts():
     assert [growth.size_at(stages, t) // MI for t in (0, at - 1, at, 10**15)] == [2, 2, 4, 6]
 
 
+def test_the_three_forms():
+    """By hand: 3 N^0.5 D^0.5 of N = 4 at D = 400, 800, 1200; a rate that warms up to 200 tokens and then falls in a
+    line to 0 at 1000 halves at 600, 800, 900, 950 and 975, where 30 tokens no longer fit."""
+    read = lambda text, **options: growth.from_text(text, until=1_600, parameters=4, **options)  # noqa: E731
+    assert read("curve:3,0.5,0.5 every 400") == {0: 120, 400: 120, 800: 170, 1200: 208}
+    assert read("curve:3,0.5,5e-1 every 0.4K momentum 0.5", first=64) == {0: 64, 400: 92, 800: 131, 1200: 169}
+    line = {"fraction": lambda t: min(t / 200, (1_000 - t) / 800), "start": 200, "parameters": 4}
+    stages = growth.from_text("seesaw:2 most 30", until=1_000, first=10, **line)
+    assert stages == {0: 10, 600: 20, 800: 30, 900: 30, 950: 30}
+    assert read("0:2Mi 1K:4Mi") == {0: 2 * MI, 1_000: 4 * MI}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("curve:3,0.5 every 400", "'curve': must be a whole number"),
+        ("curve:3,x,0.5 every 400", "could not convert string to float: 'x'"),
+        ("curve:3,0.5,0.5 every 4.5", "'4.5': must be a whole number"),
+        ("curve:3,0.5,0.5 every 400 momentum 2", "momentum=2.0: must be above 0"),
+        ("curve:3,0.5,900 every 400", "beyond any batch"),
+        ("curve:nan,0.5,0.5 every 400", "batch size nan from 400 tokens"),
+        ("seesaw:1.1 most", "'seesaw': must be a whole number"),
+        ("seesaw:inf", "drop=inf: .* above 1"),
+        ("0:5x", "'5x': must be a whole number"),
+    ],
+)
+def test_bad_forms(text, message):
+    """Whatever is wrong, all forms are named."""
+    with pytest.raises(InputError, match=message + ".*stages, .*curve:A,b,c every .*seesaw:1.1"):
+        growth.from_text(text, until=1_600, parameters=4, first=8, fraction=lambda t: 1 - t / 1_600)
+
+
 def test_curve_with_momentum():
     """By hand: f(D) = D / 100, asked at 100, 200 and 300: 100, then 100 + (2 - 100) / 2, and so on."""
     stages = growth.from_curve(lambda tokens: tokens / 100, until=400, every=100, momentum=0.5, first=101)

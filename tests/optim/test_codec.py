@@ -124,7 +124,7 @@ def test_an_unknown_codec_is_named():
 
 @pytest.fixture(scope="module")
 def compiled(request):
-    return tiny.on_devices("tests.optim.devices", cache=request.config.cache.mkdir("jax"))
+    return tiny.on_devices("tests.optim.devices", cache=request.config.cache.mkdir("jax"), optimised=True)
 
 
 def sent(text: str) -> list[tuple[str, str, int]]:

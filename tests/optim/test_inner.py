@@ -1,7 +1,5 @@
 """AdamW against a float64 AdamW in numpy, and against optax."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,6 @@ import optax
 import pytest
 
 from jaxlab.optim.inner import adamw, matrices
-from tests.quick import OPTIONS
 
 STEPS = 20
 DECAYED = {("layer", "kernel"), ("embedding",), ("position_embedding",), ("head",)}
@@ -66,7 +63,7 @@ def run(optimiser, params, grads, decay):
     params, grads = jax.tree.map(jnp.asarray, (params, grads))
     state = optimiser.init(params)
 
-    @partial(jax.jit, compiler_options=OPTIONS)
+    @jax.jit
     def step(params, state, gradient, lr, decay):
         updates, state = optimiser.update(gradient, state, params, lr=lr, decay=decay)
         return optax.apply_updates(params, updates), state

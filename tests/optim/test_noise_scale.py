@@ -8,7 +8,6 @@ import pytest
 
 from jaxlab.config import InputError
 from jaxlab.optim import noise_scale as ns
-from tests.quick import OPTIONS
 
 CURVATURE = np.array([1.0, 0.5, 0.1, 2.0])
 SPREAD = np.array([3.0, 1.0, 2.0, 0.5])  # of one token's gradient
@@ -48,9 +47,7 @@ def test_micro_batches(counts):
     with np.errstate(divide="ignore", invalid="ignore"):
         g = np.where(counts[:, None] > 0, gradients(20_000, counts), np.nan)
     total = np.nansum(counts[:, None] * g, 1) / counts.sum()
-    found = jax.jit(jax.vmap(lambda s, t: ns.micro_batches(s, counts, t)), compiler_options=OPTIONS)(
-        squared(g), squared(total)
-    )
+    found = jax.jit(jax.vmap(lambda s, t: ns.micro_batches(s, counts, t)))(squared(g), squared(total))
     unbiased(np.asarray(found.signal, float), SIGNAL)
     unbiased(np.asarray(found.noise, float), NOISE)
 
@@ -72,9 +69,7 @@ def test_average_of_each_then_their_ratio():
         estimate = ns.micro_batches(x[0], [b, b], x[1])
         return ns.add(average, estimate, 0.9995), estimate
 
-    average, each = jax.jit(lambda s, t: jax.lax.scan(one, ns.start(), (s, t)), compiler_options=OPTIONS)(
-        squared(g), totals
-    )
+    average, each = jax.jit(lambda s, t: jax.lax.scan(one, ns.start(), (s, t)))(squared(g), totals)
     signal, noise = (np.asarray(e, float) for e in each)
     weights = 0.9995 ** np.arange(8_000)[::-1]
     weights /= weights.sum()

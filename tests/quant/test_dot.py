@@ -158,7 +158,7 @@ def test_transformations_leave_the_numbers(name):
 @pytest.mark.slow
 def test_on_eight_devices(request):
     """Sharded over replicas, batch and features: the numbers of one device, within float32 sums in another order."""
-    found = tiny.on_devices("tests.quant.devices", cache=request.config.cache.mkdir("jax"))
+    found = tiny.on_devices("tests.quant.devices", cache=request.config.cache.mkdir("jax"), optimised=True)
     assert set(found) == set(CASES)
     for name, differences in found.items():
         assert max(differences) < 1e-5, name

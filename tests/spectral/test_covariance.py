@@ -127,7 +127,7 @@ def test_bad_input():
 
 @pytest.fixture(scope="module")
 def eight(request):
-    return tiny.on_devices("tests.spectral.devices", cache=request.config.cache.mkdir("jax"))
+    return tiny.on_devices("tests.spectral.devices", cache=request.config.cache.mkdir("jax"), optimised=True)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jaxlab.laws import batch_size as law
-from jaxlab.studies.batch_size.grid import EVALUATIONS, MODELS, SCALES, Setting, decay_tokens, settings
+from jaxlab.studies.batch_size.grid import EVALUATIONS, MODELS, SCALES, SWEPT, Setting, decay_tokens, settings
 
 LIMIT, HALF_STEPS = 3.0, 40.0
 
@@ -17,8 +17,8 @@ class World:
     model)^of_size / B, or, with critical above 0, LIMIT + (40 (B + critical) / D)^s, which is McCandlish's, or,
     with free parameters of the three pieces, LIMIT + (their E(B) / D)^s. Arms, in nats: of_arm (name, share of the
     tokens before the decay, whether after it) beside what the constant run has, of_rule and of_decay factors of the
-    ramp's; jump: of longer sequences, and what is left of it at the end; octaves of B_simple in the run. noise:
-    nats, of a run and of what a seed does to all."""
+    ramp's; jump: of longer sequences, and what is left of it at the end; octaves of B_simple in the run; of_curve: of
+    arms that follow a fitted curve, beside a constant 1,024. noise: nats, of a run and of what a seed does to all."""
 
     s: float
     floor: float
@@ -28,6 +28,7 @@ class World:
     jump: tuple[float, float]
     more: float
     octaves: float
+    of_curve: dict
     of_rate: float = 1.0
     of_size: float = 0.3
     critical: float = 0.0
@@ -42,8 +43,9 @@ def gains(name: str, share: float, decayed: bool) -> float:
 
 
 PAPER = World(
-    s=0.5, floor=41.0, of_arm=gains, of_rule={"kept": 1.0, "sqrt": 0.7, "linear": 0.3},
+    s=0.5, floor=41.0, of_arm=gains, of_rule={"kept": 1.0, "sqrt": 0.7, "linear": 0.3, "timescale": 1.2},
     of_decay={0.0: 0.0, 0.01: 0.05, 0.1: 1.0, 0.3: 1.5}, jump=(0.05, 0.03), more=-0.02, octaves=2.0, of_rate=0.0,
+    of_curve={"curve": -0.01, "own": -0.012},
 )  # fmt: skip
 
 
@@ -56,8 +58,9 @@ def harms(name: str, share: float, decayed: bool) -> float:
 
 # Smaller batches are better for every target, whatever the rate, and nothing grows.
 OPPOSITE = replace(
-    PAPER, of_arm=harms, of_rule={"kept": 1.0, "sqrt": -1.0, "linear": -2.0},
+    PAPER, of_arm=harms, of_rule={"kept": 1.0, "sqrt": -1.0, "linear": -2.0, "timescale": 1.5},
     of_decay={0.0: 0.0, 0.01: -2.0, 0.1: 1.0, 0.3: 1.5}, jump=(-0.05, -0.03), more=0.02, octaves=-2.0, critical=300.0,
+    of_curve={"curve": 0.02, "own": 0.0},
 )  # fmt: skip
 
 
@@ -74,7 +77,9 @@ def constant_loss(w: World, s: Setting, tokens: np.ndarray) -> np.ndarray:
 
 def loss(w: World, s: Setting, tokens: np.ndarray, unit: int) -> np.ndarray:
     """Without noise. Arms: against one curve, that of the constant run at twice the unit."""
-    if s.part in ("crossing", "rate", "size"):
+    if s.arm in w.of_curve:
+        return constant_loss(w, s._replace(batch=1_024), tokens) + w.of_curve[s.arm]
+    if s.part in (*SWEPT, "curve"):
         return constant_loss(w, s, tokens)
     curve = 3.5 + (2e4 / tokens) ** 0.5
     stable = s.tokens - decay_tokens(s)

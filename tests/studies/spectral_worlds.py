@@ -101,7 +101,7 @@ def metrics(w: World, s: Setting) -> dict[str, float]:
         "concentration": w.concentration.get(MODELS[s.model].family, 0.5),
         "edim": 0.5 * use(w, s) * D**0.7 * max(1, D / knee) ** w.bend,
     }  # fmt: skip
-    return found | ({"hard_rank": w.collapsed_rank, "soft_rank": 1.3, "concentration": 0.99} if collapsed(w, s) else {})
+    return found | ({"hard_rank": w.collapsed_rank, "soft_rank": 1.3, "concentration": 0.95} if collapsed(w, s) else {})
 
 
 def row(w: World, s: Setting, rng) -> dict:
@@ -118,8 +118,11 @@ def row(w: World, s: Setting, rng) -> dict:
     last["edim"] = last["edim"] * D ** (w.layers * np.arange(layers) / layers)
     early = np.exp(-w.growth * (1 - np.minimum(4 * tokens / s.tokens, 1)))
     late = D ** (w.drift * (np.maximum(tokens / s.tokens, 0.5) - 1)) * (s.part != "doubled") + (s.part == "doubled")
-    over = {name: end[name] * early * noisy(len(tokens), w.noise) for name in measures.OVER}
+    over = {
+        name: end[name] * early * noisy(len(tokens), w.noise) for name in ("hard_rank", "soft_rank", "concentration")
+    }
     over["hard_rank"] = over["hard_rank"] * late
+    over |= {"least_hard_rank": over["hard_rank"], "most_concentration": over["concentration"]}
     y = loss(w, s) + w.noise * rng.standard_normal()
     text = {name: measures.text(values) for name, values in last.items()}
     text |= {f"over_{name}": measures.text(v) for name, v in (over | {"loss": y + early, "tokens": tokens}).items()}

@@ -5,12 +5,11 @@ import json
 import math
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 
 from jaxlab.laws import batch_size as law
-from jaxlab.optim.batch_growth import rounded, walk
+from jaxlab.optim.batch_growth import from_text, rounded, walk
 from jaxlab.studies import batch_size
 from jaxlab.studies.batch_size import arms, effects, measures
 from jaxlab.studies.batch_size.claims import CLAIMS
@@ -19,6 +18,7 @@ from jaxlab.studies.claim import judged
 from jaxlab.studies.report import write
 from jaxlab.studies.study import facts, load, results
 from jaxlab.studies.worker import train_all
+from tests import quick
 from tests.studies import batch_size_worlds as worlds
 
 FITS = {"B2", "B3", "B3b", "B4", "B5", "B5b", "B7"}  # decided by fits: judged in one world only
@@ -143,7 +143,7 @@ def test_the_ramp_takes_as_many_steps_as_the_mean_batch():
     steps = [sum(stage.steps for stage in walk(stages(s), s.tokens)) for s in (ramp, mean)]
     assert steps[0] == pytest.approx(133_117, abs=3)
     assert steps[1] == pytest.approx(steps[0], rel=1e-3)
-    assert set(ARMS) >= {s.arm for scale in SCALES.values() for s in settings(scale)}
+    assert all({*ARMS, *scale.growth} >= {s.arm for s in settings(scale)} for scale in SCALES.values())
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -155,7 +155,9 @@ def test_every_scale_can_be_built(scale):
         s, c = Setting(**trial.tags), trial.config
         assert c.batch.growth or c.batch.tokens == s.batch
         unit = c.batch.micro_tokens or c.batch.context
-        for wanted, size in zip(stages(s).values(), rounded(stages(s), unit).values(), strict=True):
+        options = {"until": c.tokens, "parameters": MODELS[s.model].parameters, "first": s.batch}
+        planned = stages(s) if s.arm in ARMS else from_text(c.batch.growth, **options)
+        for wanted, size in zip(planned.values(), rounded(planned, unit).values(), strict=True):
             assert size == pytest.approx(wanted, rel=0.03 if unit * 8 <= wanted else 0.3)
     parts = {trial.tags["part"] for trial in study.trials}
     assert parts <= {part for claim in CLAIMS for part in claim.parts}
@@ -177,7 +179,7 @@ def test_eighths():
 
 
 def test_the_figures_are_drawn(analysis, tmp_path):
-    assert analysis.figures.keys() == {"crossing", "pieces", "best", "ramp", "rule", "length", "noise"}
+    assert analysis.figures.keys() == {"crossing", "pieces", "best", "ramp", "rule", "length", "curve", "noise"}
     for name, (figure, caption) in analysis.figures.items():
         figure.savefig(tmp_path / f"{name}.png", dpi=30)
         assert caption
@@ -188,10 +190,10 @@ def test_the_figures_are_drawn(analysis, tmp_path):
 @pytest.mark.slow
 def test_a_part_runs_and_is_reported(data, tmp_path):
     """The cosine part on random words: a batch that grows, its noise measured."""
-    jax.config.update("jax_disable_most_optimizations", True)  # it compiles longer than it runs
     changes = {**data, "data.tokenizer": "bytes", "data.validation_fraction": 0.05}
     study = load("batch_size:smoke", tmp_path, part="cosine", changes=changes)
-    train_all(study, study.trials)
+    with quick.compiling():  # longer than it runs
+        train_all(study, study.trials)
     (row,) = results(study)
     rows = [json.loads(line) for line in (study.folder / row["name"] / "metrics.jsonl").read_text().splitlines()]
     seen = [r for r in rows if r["kind"] == "eval"]

@@ -23,7 +23,16 @@ from jaxlab.studies.study import load, results
 from tests import tiny
 from tests.studies import spectral_worlds as worlds
 
-UNMOVED = {"S1b", "S2d", "S8b", "S8c", "S14c", "S15", "S16"}  # true in both worlds, or judged by a world of their own
+UNMOVED = {
+    "S1b",
+    "S2d",
+    "S8b",
+    "S8c",
+    "S8d",
+    "S14c",
+    "S15",
+    "S16",
+}  # true in both worlds, or judged by a world of their own
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +64,8 @@ def test_a_run_is_the_median_of_medians(data, rows, tmp_path):
     found = spectral.measured(tmp_path)
     assert found["hard_rank"] == found["edim"] == "3 3 8"
     assert found["over_hard_rank"] == "1 5 4 3 4 5"
+    assert found["over_least_hard_rank"] == "1 1 2 1 2 1"
+    assert found["over_most_concentration"] == "9 8 8 3 8 8"
     assert found["over_tokens"] == "10 20 30 40 50 60"
     assert found["over_loss"] == "6 5.5 5 4.5 4 3.5"
     split = open_store(data["data.store"]).split("validation")
@@ -63,7 +74,7 @@ def test_a_run_is_the_median_of_medians(data, rows, tmp_path):
     assert found["unigram"] == pytest.approx(entropy, abs=1e-4)
     row = rows[0] | found | {"loss": entropy - 0.05}
     (run,) = measures.ended([row])
-    assert (run["value"]["hard_rank"], run["collapsed"]) == (3.0, True)
+    assert (run["value"]["hard_rank"], run["collapsed"], run["warned"]) == (3.0, True, True)
     assert measures.at("hard_rank", 0.5)(run | {"tokens": 60}) == 4.0
 
 
@@ -91,6 +102,7 @@ def test_claims_that_other_worlds_decide():
         ("S15", replace(w, gains=gains)),
         ("S2c", replace(w, scatter=60.0)),
         ("S8c", replace(w, collapsed_rank=5.0)),
+        ("S8d", replace(w, collapsed_rank=5.0)),
         ("S1b", replace(w, bias=0.3)),
         ("S2d", replace(w, bias=0.3)),
     ):

@@ -36,6 +36,14 @@ CASES = {  # name: (replicas, mesh replica x data x tensor, fsdp)
     "2 replicas on replica 2 x data 4": (2, (2, 4, 1), True),
 }
 
+BATCH = SEQUENCES * CONTEXT
+EVERYTHING = {  # the four studies in one run, on a batch that doubles
+    "replicas": 2, "diloco.sync_every": 2, "diloco.fragments": 2, "diloco.overlap": 1, "diloco.mix": 0.5,
+    "quant.recipe": "capybara", "quant.cast": "block=32,rounding=stochastic", "tokens": 6 * BATCH,
+    "batch.growth": f"0:{BATCH} {2 * BATCH}:{2 * BATCH}", "batch.micro_tokens": BATCH // 2,
+    "schedule.name": "wsd", "schedule.decay_tokens": 2 * BATCH, "spectra.at": f"every:{2 * BATCH}",
+}  # fmt: skip
+
 EVALUATED = ((1, 1, 1), (1, 4, 2))
 SPECTRA = ("1 device", "data 8, no fsdp", "data 4 x tensor 2")
 
@@ -66,6 +74,20 @@ def measure(name: str, data: dict, replicas: int, mesh: tuple, fsdp: bool) -> di
         "loss": run.evaluate(state)["loss"] if mesh in EVALUATED else None,
         "spectra": spectra(run) if name in SPECTRA else None,
     }  # fmt: skip
+
+
+def everything(data: dict, mesh: tuple) -> dict:
+    """Losses of all steps, and hard ranks of the global parameters at the end."""
+    config = tiny.config(data | SHAPE | EVERYTHING)
+    config.mesh.replica, config.mesh.data, config.mesh.tensor = mesh
+    run = build(config)
+    state, losses, clock = run.program.init(0), [], Clock()
+    for call in run.calls(clock):
+        state, metrics = run.step(state, call, run.arguments(call))
+        losses.append(float(np.mean(jax.device_get(metrics["loss"]))))
+        clock = call.end
+    values, _ = run.spectra(state, clock)
+    return {"losses": losses, "ranks": [v for name, v in values.items() if "hard_rank/" in name]}
 
 
 def spectra(run) -> dict:
@@ -160,5 +182,7 @@ if __name__ == "__main__":
     keys, out = json.loads(sys.argv[1]), sys.argv[2]
     wanted = sys.argv[3:] or CASES
     results = {name: measure(name, keys, *CASES[name]) for name in wanted}
+    if not sys.argv[3:]:
+        results["everything"] = [everything(keys, mesh) for mesh in ((1, 1, 1), (2, 4, 1))]
     with open(out, "w") as file:
         json.dump(results, file)

@@ -1,6 +1,8 @@
 """A batch that grows: the same sequences in the same order, other lengths, rates, and what is compiled when."""
 
+import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from rich.console import Console
 
 from jaxlab.config import InputError
 from jaxlab.train import loop, report
-from jaxlab.train.build import build
+from jaxlab.train.build import batches, build, hypers
 from jaxlab.train.state import Clock
 from tests import tiny
 
@@ -90,8 +92,11 @@ def test_growth_is_trained_killed_and_resumed_bit_for_bit(growing, tmp_path, mon
     assert tiny.fingerprint(tmp_path / "cut") == tiny.fingerprint(tmp_path / "whole")
 
 
-def test_every_size_is_compiled_once_and_ahead(data):
-    run = build(tiny.config(data, **GROWING | {"batch__growth": "0:512 1024:1024 2048:512 3072:1024"}))
+@pytest.mark.parametrize(("micro", "programs"), [(256, [(4, 4)]), (0, [(1, 8), (1, 16)])])
+def test_every_size_is_compiled_once_and_ahead(data, micro, programs):
+    """And where sizes are micro-batches of one size, all at once."""
+    changes = {"batch__growth": "0:512 1024:1024 2048:512 3072:1024", "batch__micro_tokens": micro}
+    run = build(tiny.config(data, **GROWING | changes))
     state, compiled = run.program.init(np.uint32(0)), []
     original = type(run.program)._compile
 
@@ -103,9 +108,11 @@ def test_every_size_is_compiled_once_and_ahead(data):
     for call in run.calls(Clock()):
         state, _ = run.step(state, call, run.arguments(call))
         until = time.monotonic() + 10
-        while len(compiled) < 2 and time.monotonic() < until:  # on its own thread, while the first size trains
+        while (
+            len(compiled) < len(programs) and time.monotonic() < until
+        ):  # on its own thread, while the first size trains
             time.sleep(0.01)
-        assert compiled == [(2, 4), (4, 4)]
+        assert compiled == programs
 
 
 def test_longer_sequences_go_on_where_shorter_ones_were(data):
@@ -126,11 +133,57 @@ def test_what_becomes_of_the_rate(data, rule, factors):
     assert (rates[0], rates[2_048], rates[4_096]) == pytest.approx((0.5, 0.5 * factors[0], 0.5 * factors[1]))
 
 
+def planned(growing, data, **changes):
+    """The growing run with other sizes: nothing is compiled."""
+    config = tiny.config(data, **GROWING | changes)
+    return replace(growing, config=config, batches=batches(config, growing.program.mesh))
+
+
+def test_a_fitted_curve(growing, data):
+    """2 N^0.2 D^0.3 of the N that the header prints, at every 2 Ki tokens, half of the way: by hand, rounded to 256."""
+    run = planned(growing, data, batch__growth="curve:2,0.2,0.3 every 2Ki momentum 0.5")
+    text = "\n".join(report.header(run, None, ""))
+    N, size, expected = int(text.split(" without embeddings")[0].split("(")[1].replace(",", "")), 512, [512]
+    for tokens in (2_048, 4_096, 6_144):
+        size += (2 * N**0.2 * tokens**0.3 - size) / 2
+        expected.append(round(size / 256) * 256)
+        assert f"from {tokens:,} tokens {expected[-1]:,} tokens" in text
+        assert f"({round(size):,} wanted)" in text
+    assert [batch.tokens for batch in run.batches.values()] == expected
+    assert len(set(expected)) > 1
+
+
+def test_seesaw(growing, data):
+    """LR / sqrt(B) is the base schedule's in every step; B has doubled where that has halved."""
+    run = planned(growing, data, batch__growth="seesaw:2", batch__lr_rule="sqrt", tokens=32_768)
+    s, grown = run.config.schedule, []
+    for call in run.calls(Clock()):
+        for i, lr in enumerate(call.hypers["lr"]):
+            tokens, size = call.start.tokens + i * call.batch.tokens, call.batch.tokens
+            done = [max(0, (t - 2_048) / (32_768 - 2_048)) for t in (tokens, tokens + size / 2)]
+            at, middle = (0.05 + 0.95 * (1 + math.cos(math.pi * x)) / 2 for x in done)
+            warm = min(1, (tokens + size / 2) / 2_048)
+            assert lr / math.sqrt(size / 512) == pytest.approx(s.peak_lr * warm * middle)
+            assert size == 512 * 2 ** int(-math.log2(at))
+            grown.append(size)
+    assert grown[-1] == 512 * 8  # a sixteenth is reached 2,250 tokens before the end: twice as many do not fit
+
+
+def test_a_decay_that_keeps_its_time_scale(data):
+    """Shares in proportion to lr and B (2505.13738): tau = B / (lr weight_decay) stays while the batch doubles."""
+    keys = {"optim__weight_decay": 0.1, "schedule__name": "constant", "schedule__peak_lr": 0.5}
+    for decay, shares in (("independent", (0.1, 0.1)), ("coupled", (0.05, 0.05)), ("timescale", (0.05, 0.1))):
+        at = hypers(tiny.config(data, **keys, optim__decay=decay), first=512)
+        assert [at(4_096, batch)["decay"] for batch in (512, 1_024)] == pytest.approx(shares)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"batch__growth": "512:512"}, "batch.growth='512:512'"),
         ({"batch__growth": "0:5x"}, "batch.growth='0:5x'"),
+        ({"batch__growth": "curve:1,2 every 2K"}, "batch.growth='curve:1,2 every 2K': 'curve': must be"),
+        ({"batch__growth": "seesaw:2"}, "batch.growth='seesaw:2': needs batch.lr_rule=sqrt, which is kept, and a sch"),
         ({"batch__growth": "0:9K"}, "tokens=8192: less than the first batch, 8960"),
         ({"batch__context_growth": "0:64 2K:128"}, "batch.context=128: longer than the model's positions"),
         ({"batch__context_growth": "0:32 2K:48"}, "batch.micro_tokens=256: must be whole sequences of 48"),

@@ -20,6 +20,7 @@ from jaxlab.train.plan import Batch, Call
 from jaxlab.train.state import Clock
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("no_figure")
 FAST = {"compute__layers": "scan", "log__tensorboard": False, "tokens": 4_096, "evaluate__every_tokens": 0}
 
 

@@ -9,6 +9,7 @@ from jaxlab.train import loop
 from jaxlab.train.build import build
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("no_figure")
 VARIANTS = {  # 32 steps; evaluations at steps 8, 16, 24, 32; checkpoints as said
     "plain": {},
     "accumulation": {"batch__micro_tokens": 256, "checkpoint__every_tokens": 5_120},
@@ -17,12 +18,6 @@ VARIANTS = {  # 32 steps; evaluations at steps 8, 16, 24, 32; checkpoints as sai
         "compute__steps_per_call": 5, "batch__micro_tokens": 128, "replicas": 2, "checkpoint__every_tokens": 0,
     },
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def no_figure(monkeypatch):
-    """It would be drawn fifty times, and is not what is tested here."""
-    monkeypatch.setattr(loop.report, "figure", lambda *_: None)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

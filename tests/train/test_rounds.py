@@ -21,6 +21,7 @@ from jaxlab.train.rounds import agreement
 from jaxlab.train.state import Clock
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("no_figure")
 QUIET = Console(quiet=True)
 BASE = {"compute__layers": "scan", "log__tensorboard": False, "tokens": 8_192, "evaluate__every_tokens": 4_096}
 # Everything that a run can be made of at once; checkpoints fall between meetings, evaluations between calls of 3 steps.
@@ -73,10 +74,11 @@ def test_it_is_the_algorithm_written_out_with_optax(data):
     """Two replicas, one after another, and SGD with Nesterov momentum of optax on the mean of old minus new. The same
     sums in another order: 1e-5 nats, as above."""
     run = a_run(data, replicas=2, diloco__sync_every=4, optim__weight_decay=0.01)
-    theta, at = initial_params(run.program.model, np.uint32(0)), hypers(run.config, 512)
+    theta = jax.jit(initial_params, static_argnums=0)(run.program.model, np.uint32(0))
+    at = hypers(run.config, 512)
     adam = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b1=0.9, b2=0.99, eps=1e-8))
     outer = optax.sgd(0.6, momentum=0.9, nesterov=True)
-    replicas, inner, momentum, wanted = [theta] * 2, [adam.init(theta)] * 2, outer.init(theta), []
+    replicas, inner, momentum, wanted = [theta] * 2, [jax.jit(adam.init)(theta)] * 2, outer.init(theta), []
 
     @jax.jit
     def step(params, state, tokens, lr, decay):

@@ -22,8 +22,8 @@ from jaxlab.train.plan import Batch, calls
 from jaxlab.train.spectra import Times, prober, times
 from jaxlab.train.state import Clock
 from tests import tiny
-from tests.quick import OPTIONS
 
+pytestmark = pytest.mark.usefixtures("no_figure")
 QUIET = Console(quiet=True)
 SHORT = {
     "compute__layers": "scan", "log__tensorboard": False, "tokens": 8_300, "evaluate__every_tokens": 0,
@@ -41,21 +41,27 @@ def probed(request, data):
     the second of which is half padding."""
     changes = {"ffn": "swiglu", "num_layers": 3, "layer_d_ff": "24,40,40", "vocab_size": 60}
     c = FrozenConfigDict(tiny.config(data).model.to_dict() | changes)
-    params = Decoder(c).init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    params = jax.jit(Decoder(c).init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
     tokens = np.random.default_rng(0).integers(0, 60, (2, 4, 33))
     tokens[1, 2:] = -1
-    entered = []
 
-    def record(call, args, kwargs, context):
-        if isinstance(context.module, FeedForward) and not isinstance(args[0], jax.core.Tracer):
-            entered.append(np.float64(args[0]).reshape(-1, c.d_model))
-        return call(*args, **kwargs)
+    @jax.jit
+    def inputs(params, tokens):
+        entered = []
 
-    with nn.intercept_methods(record):
-        Decoder(c).apply({"params": params}, tokens[tokens[:, :, 0] >= 0][:, :-1], method="features")
+        def record(call, args, kwargs, context):
+            if isinstance(context.module, FeedForward) and args[0].shape[:2] == tokens.shape:  # not of one token, as
+                entered.append(args[0])  # flax asks for shapes
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(record):
+            Decoder(c).apply({"params": params}, tokens, method="features")
+        return entered
+
+    entered = [np.float64(x).reshape(-1, c.d_model) for x in inputs(params, tokens[tokens[:, :, 0] >= 0][:, :-1])]
     model = Decoder(c, scan=request.param == "scan")
     probe = prober(model, parallel.mesh(1, 1, 1), "data")
-    probe = jax.jit(probe, static_argnums=2, compiler_options=OPTIONS)
+    probe = jax.jit(probe, static_argnums=2)
     values, found = jax.device_get(probe(jax.tree.map(lambda p: p[None], params), tokens, "pre+post"))
     stacks = [params["blocks"], params["blocks_1"], params["blocks_1"]]
     layers = [jax.tree.map(lambda p, j=j: np.float64(p[j]), s["ffn"]) for s, j in zip(stacks, (0, 0, 1), strict=True)]

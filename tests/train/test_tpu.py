@@ -12,7 +12,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "e3m0": 0.5}
 
 @pytest.fixture(scope="module")
 def found():
-    return tiny.on_devices("tests.train.tpu", devices=1, TPU_SKIP_MDS_QUERY="1")
+    return tiny.on_devices("tests.train.tpu", devices=1, optimised=True, TPU_SKIP_MDS_QUERY="1")
 
 
 def test_inner_steps_stay_on_their_slice(found):

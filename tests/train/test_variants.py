@@ -13,7 +13,6 @@ from jaxlab.optim.sphere import unit_norm
 from jaxlab.train.program import initial_params, program
 from jaxlab.train.rounds import Rounds
 from jaxlab.train.state import State
-from tests.quick import OPTIONS
 
 MESH = parallel.mesh(1, 1, 1, devices=jax.devices()[:1])
 SMALL = {
@@ -47,14 +46,14 @@ def made(**changes):
 def after_each_step(run, steps=2):
     """(state, losses) at the start, after every step and after every meeting."""
     rng = np.random.default_rng(0)
-    first = jax.jit(lambda: run.start(initial_params(run.model, np.uint32(0))), compiler_options=OPTIONS)
-    step = jax.jit(run.inner_steps, compiler_options=OPTIONS)
-    meet = jax.jit(run.rounds.apply, static_argnums=1, compiler_options=OPTIONS)
+    first = jax.jit(lambda: run.start(initial_params(run.model, np.uint32(0))))
+    step = jax.jit(run.inner_steps)
+    meet = jax.jit(run.rounds.apply, static_argnums=1)
     yield (state := first()), None
     for i in range(1, steps + 1):
         batches = rng.integers(0, 29, (1, 2, 1, 2, 9)).astype(np.int32)
         hypers = {"lr": np.full(1, 0.02, np.float32), "decay": np.full(1, 1e-4, np.float32)}
-        inner, metrics = step(state._replace(outer=None), batches, hypers, np.int32(1))
+        inner, metrics = step(state._replace(outer=None), batches, hypers, np.int32([1, 1]))
         yield (state := inner._replace(outer=state.outer)), metrics["loss"]
         for event in run.rounds.events(i, last=i == steps):
             yield (state := meet(state, event, np.float32(0.6))[0]), None

@@ -4,7 +4,8 @@ Models train at constant batches and with batches that grow, on the same tokens 
 loss are read off curves of held-out loss, smoothed over three evaluations, by the first crossing in log tokens. Batches
 that never get there count as such. Batches are in tokens; the ramp has 1, 2, 2.5 and 3 times its first one, the
 constant run 2 times, the mean batch 1.79 times: as many steps as the ramp. Decay, linear to 10 %, takes a sixth of the
-tokens.
+tokens. In part curve the largest model's batch follows f(N, D), asked every eighth of the tokens, of a fit that `grid`
+has in numbers: what runs is planned before there are results.
 """
 
 from collections.abc import Iterator

@@ -130,7 +130,17 @@ def more_waste(curves: dict) -> np.ndarray:
 
 def wastes(curves: dict) -> str:
     by_f, fixed = 100 * effect.transferred(curves)[0]
-    return f"{by_f:.1f} % against {fixed:.1f} %; no run was trained by f"
+    return f"{by_f:.1f} % against {fixed:.1f} %"
+
+
+def trained(arm: str, supports: tuple[float, float], what: str) -> Callable:
+    """Judges, in part curve, the end of the run by f of the smaller sizes against an arm's."""
+    judge = of(effect.by_curve_less(arm), supports, what, ends)
+    return lambda rows: judge(effect.of_curve(rows))
+
+
+def ends(curves: dict) -> str:
+    return ", ".join(f"{arm} {loss:.4f}" for arm, loss in effect.trained(curves).items())
 
 
 # B8 to B14
@@ -190,6 +200,11 @@ CLAIMS = (
     Claim("B7", "f(N, D) fitted to small models serves a larger one.", "from 122M-1B to 4B (2601.05034)", SIZES,
           of_draws(more_waste, NEGATIVE, "tokens that f of the smaller sizes wastes at the largest, less those of its "
                    "best constant batch, %; agrees below 0", wastes)),
+    Claim("B7b", "Trained by it, the larger model ends below its best constant batch.", "from 122M-1B to 4B "
+          "(2601.05034)", ("size", "curve"),
+          trained("constant", NEGATIVE, "nats at the end of the run; agrees below 0")),
+    Claim("B7c", "It ends no worse than by an f of its own.", "not stated", ("size", "curve"),
+          trained("own", (-math.inf, 0.005), "nats at the end of the run; agrees below 0.005")),
     Claim("B8", "The growing batch has a lower loss than the constant one.", "0.04 at 500B (2601.05034)", ("ramp",),
           of(gap(ramp(), constant()), NEGATIVE, "nats before the decay; agrees below 0")),
     Claim("B8b", "It has it throughout.", FIGURE, ("ramp",),
@@ -234,6 +249,10 @@ CLAIMS = (
     Claim("B12b", "No weight decay gives the constant batch the same.", "not stated", ("ramp", "weight_decay"),
           of(arms.tuned_decay, NEGATIVE, "ramp at 0.1 less the best constant run of any weight decay, nats before the "
              "decay; agrees below 0")),
+    Claim("B12c", "Weight decay that grows with the batch, so that its time scale stays, makes the ramp better.",
+          "time scale B / (lr decay) (2505.13738)", ("ramp", "weight_decay"),
+          of(gap(ramp(rule="timescale"), ramp(), END), NEGATIVE, "ramp with it less ramp without, after the decay, "
+             "nats; agrees below 0")),
     Claim("B13", "The advantage persists through the decay.", "MMLU 44 to 50, CMMLU 46 to 52 (2601.05034)", ("ramp",),
           of(arms.advantage(0.1, END), POSITIVE, "nats after the decay; agrees above 0")),
     Claim("B13b", "It grows in the decay.", "MMLU + 6 and + 6, CMMLU + 10 and + 6 (2601.05034)", ("ramp",),

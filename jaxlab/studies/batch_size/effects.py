@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxlab.config import InputError
 from jaxlab.laws import batch_size as law
-from jaxlab.laws.lines import parabola
+from jaxlab.laws.lines import PowerLaw, parabola
 from jaxlab.laws.resample import leave_one_out
 from jaxlab.studies.batch_size import measures as measure
 from jaxlab.studies.batch_size.grid import MODELS
@@ -220,23 +220,67 @@ def waste(constants: dict, batch: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(E), np.minimum(E, MOST), MOST)
 
 
+def by_size(curves: Curves) -> dict[str, Sweep]:
+    """{model: sweep} at the base's rate, smallest model first."""
+    _, rate = measure.base_key(curves)
+    found = {name: sweep for (name, lr), sweep in measure.sweeps(curves).items() if lr == rate}
+    return dict(sorted(found.items(), key=lambda item: MODELS[item[0]].parameters))
+
+
+def all_best(sizes: dict[str, Sweep]) -> list[tuple[int, Best]]:
+    """(N, constants) of every target of these sizes."""
+    return [(MODELS[name].parameters, best) for name in sizes for best in measure.all_best(sizes[name]).values()]
+
+
+def curve(found: list[tuple[int, Best]], draw: int = 0) -> PowerLaw:
+    """f(N, D) through the best batches of several sizes, f(D) of one; of the constants' draws where that is above 0."""
+    N, B_opt, D = np.array([(N, drawn(best, "B_opt")[draw], drawn(best, "E_min")[draw]) for N, best in found]).T
+    return law.best_batch(B_opt, D, N if len(set(N)) > 1 else None)
+
+
 def transferred(curves: Curves) -> np.ndarray:
     """[1 + REFITS, 2]: mean waste of the largest model's tokens over its targets, as log: by f(N, D) fitted to the
     smaller ones, and at its best constant batch."""
-    _, rate = measure.base_key(curves)
-    found = {name: sweep for (name, lr), sweep in measure.sweeps(curves).items() if lr == rate}
-    *smaller, largest = sorted(found, key=lambda name: MODELS[name].parameters)
+    smaller = by_size(curves)
+    largest, sweep = smaller.popitem()
     if len(smaller) < 2:
         raise InputError("three sizes are needed: two to fit f(N, D) to, one to try it on")
-    known = [(MODELS[name].parameters, best) for name in smaller for best in measure.all_best(found[name]).values()]
-    tried = list(measure.all_best(found[largest]).values())
-    constants = np.geomspace(found[largest][0][0], found[largest][-1][0], 200)
+    known, tried = all_best(smaller), list(measure.all_best(sweep).values())
+    constants = np.geomspace(sweep[0][0], sweep[-1][0], 200)
     rows = []
     for i in range(1 + measure.REFITS):
-        B_opt, D = (np.array([drawn(best, name)[i] for _, best in known]) for name in ("B_opt", "E_min"))
-        f = law.best_batch(B_opt, D, np.array([N for N, _ in known], float))
+        f = curve(known, i)
         of = [{name: drawn(best, name)[i] for name in ("B_min", "B_opt", "E_min")} for best in tried]
         asked = [float(f.predict({"N": MODELS[largest].parameters, "D": c["E_min"]})) for c in of]
         by_f = np.mean([waste(c, np.array(b)) for c, b in zip(of, asked, strict=True)])
         rows.append((by_f, np.mean([waste(c, constants) for c in of], 0).min()))
     return np.array(rows)
+
+
+def of_curve(rows: list[dict]) -> list[dict]:
+    """Rows of part curve, and those of its constant batches that ran in part size."""
+    own = [row for row in rows if row["part"] == "curve"]
+    cells = {(row["model"], row["batch"]) for row in own if row["arm"] == "constant"}
+    shared = [row for row in rows if row["part"] == "size" and (row["model"], row["batch"]) in cells]
+    return [row | {"part": "curve"} for row in shared] + own
+
+
+def trained(curves: Curves) -> dict[str, float]:
+    """{arm of part curve: loss at the end, mean of three evaluations}; of constant batches the best one's."""
+    found = {}
+    for setting, line in curves.items():
+        end = measure.loss_at(line, setting.tokens, 3)
+        found[setting.arm] = min(end, found.get(setting.arm, math.inf))
+    return found
+
+
+def by_curve_less(arm: str) -> Callable[[Curves], float]:
+    """Nats by which a model whose batch follows f of the smaller ones ends above an arm of part curve."""
+
+    def of(curves):
+        found = trained(curves)
+        if not {"curve", arm} <= found.keys():
+            raise InputError(f"arms curve and {arm} of part curve have not both run")
+        return found["curve"] - found[arm]
+
+    return of

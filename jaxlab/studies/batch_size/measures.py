@@ -21,7 +21,7 @@ from jaxlab.laws import batch_size as law
 from jaxlab.laws.fit import Fit, fit
 from jaxlab.laws.law import Law
 from jaxlab.laws.resample import bootstrap
-from jaxlab.studies.batch_size.grid import EVALUATIONS, Setting
+from jaxlab.studies.batch_size.grid import EVALUATIONS, SWEPT, Setting
 from jaxlab.studies.tuning import DRAWS
 from jaxlab.train.log import read
 
@@ -171,7 +171,7 @@ def sweeps(curves: Curves) -> dict[tuple[str, float], Sweep]:
     batches at least."""
     cells = {}
     for setting, curve in curves.items():
-        if (setting.arm, setting.schedule) == ("constant", "constant"):
+        if setting.part in SWEPT:
             cells.setdefault((setting.model, setting.lr), {})[setting.batch, setting.tokens] = curve
     found = {}
     for key, cell in cells.items():
@@ -270,7 +270,7 @@ def all_best(sweep: Sweep) -> dict[float, Best]:
 
 def arms(curves: Curves) -> Curves:
     """The settings of the parts with arms, of the model with the most of them."""
-    found = [s for s in curves if s.part not in ("crossing", "rate", "size")]
+    found = [s for s in curves if s.part not in (*SWEPT, "curve")]
     if not found:
         raise InputError("no arm has run")
     model = Counter(s.model for s in found).most_common(1)[0][0]

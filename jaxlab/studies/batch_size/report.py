@@ -10,7 +10,7 @@ from jaxlab.studies.batch_size import arms
 from jaxlab.studies.batch_size import effects as effect
 from jaxlab.studies.batch_size import measures as measure
 from jaxlab.studies.batch_size.grid import MODELS, RAMP, decay_tokens
-from jaxlab.studies.report import LOSS, kept, panels, sequential, with_interval
+from jaxlab.studies.report import LOSS, kept, panels, plain_numbers, sequential, with_interval
 from jaxlab.studies.tuning import select
 
 COLOURS = {"constant": "C7", "mean": "C2", "ramp": "C0", "back": "C4", "late": "C1", "sqrt": "C3", "linear": "C5"}
@@ -43,7 +43,7 @@ def best_table(curves: measure.Curves) -> list[dict]:
 
 def band(constants: dict) -> tuple[float, float]:
     """Batches that waste 5 % of the tokens."""
-    batches = np.geomspace(constants["B_min"], 100 * constants["B_opt"], 2_000)
+    batches = np.geomspace(max(constants["B_min"], constants["B_opt"] / 100), 100 * constants["B_opt"], 2_000)
     good = batches[effect.waste(constants, batches) <= 0.05]
     return (good[0], good[-1]) if len(good) else (math.nan, math.nan)
 
@@ -59,18 +59,16 @@ def tokens_table(curves: measure.Curves) -> list[dict]:
 
 
 def curve_table(curves: measure.Curves) -> list[dict]:
-    """Of the sizes at the base's learning rate."""
-    _, rate = measure.base_key(curves)
-    known = [
-        (MODELS[model].parameters, found.constants)
-        for (model, lr), sweep in measure.sweeps(curves).items() if lr == rate
-        for found in measure.all_best(sweep).values()
-    ]  # fmt: skip
-    N, B_opt, D = np.array([(N, c["B_opt"], c["E_min"]) for N, c in known]).T
-    found = law.best_batch(B_opt, D, N)
-    row = {"points": found.n, "a": with_interval(found.A, found.interval("A"))}
-    row |= {letter: with_interval(found.exponents[k], found.interval(k)) for letter, k in (("b", "N"), ("c", "D"))}
-    return [row | {"R^2 of log B_opt": f"{found.r2:.3f}"}]
+    """At the base's learning rate: of all sizes, and as part curve trains, of all but the largest and of it alone."""
+    sizes, rows = effect.by_size(curves), []
+    *smaller, largest = sizes
+    for names in (tuple(sizes), *((smaller, (largest,)) if smaller else ())):
+        found = effect.curve(effect.all_best({name: sizes[name] for name in names}))
+        row = {"sizes": ", ".join(names), "points": found.n, "a": with_interval(found.A, found.interval("A"))}
+        for letter, k in (("b", "N"), ("c", "D")):
+            row[letter] = with_interval(found.exponents[k], found.interval(k)) if k in found.exponents else ""
+        rows.append(row | {"R^2 of log B_opt": f"{found.r2:.3f}"})
+    return rows
 
 
 def arms_table(results: list[dict]) -> list[dict]:
@@ -107,6 +105,8 @@ def figures(results: list[dict]) -> dict[str, tuple]:
         rule_figure: "The ramp's loss less the constant run's: by what becomes of the learning rate, against that "
         "rate, before the decay (hollow) and after it; and by weight decay.",
         length_figure: "Loss at the old length less the constant run's, where the batch grows by half (dotted).",
+        curve_figure: "Loss of the largest model less that of its best constant batch, mean over seeds; curve: its "
+        "batch follows f(N, D) of the smaller sizes, own: its own f(D).",
         noise_figure: "Noise scale tr(Sigma) / |G|^2 over the run under cosine, averaged numerator over averaged "
         "denominator, every run a line.",
     }  # fmt: skip
@@ -157,6 +157,7 @@ def pieces_figure(results: list[dict]):
             ax.plot(predicted / line, predicted, lw=1, color=f"C{i}", label=which.name)
         ax.set(xscale="log", yscale="log", title=f"loss {target:.3f}", xlabel="steps S", ylabel="tokens E")
         ax.set_ylim(0.8 * min(E), 1.3 * max(E))
+        plain_numbers(ax.xaxis)
     axes[0].legend(frameon=False, fontsize=8)
     return fig
 
@@ -261,6 +262,21 @@ def length_figure(results: list[dict]):
     ax.axvline(0.5, ls=":", lw=0.8, color="0.5")
     ax.axhline(0, lw=0.8, color="0.3")
     ax.set(xlabel="share of the run's tokens", ylabel="loss less that of the constant run (nats/token)", xlim=(0.3, 1))
+    ax.legend(frameon=False, fontsize=8)
+    return fig
+
+
+def curve_figure(results: list[dict]):
+    curves = of_results(effect.of_curve(results))
+    constants = [curve for s, curve in curves.items() if s.arm == "constant"]
+    if not constants or len(constants) == len(curves):
+        raise InputError("part curve has not run")
+    best = min(constants, key=lambda curve: curve.loss[-3:].mean())
+    fig, ax = panels(1, 1, width=6.5, height=3.8)
+    for i, (s, curve) in enumerate(sorted(curves.items(), key=lambda item: (item[0].arm, item[0].batch))):
+        style = {"label": s.arm, "lw": 1.5} if s.arm != "constant" else {"label": f"{s.batch:,}", "lw": 0.8, "ls": "--"}
+        ax.plot(curve.tokens / 1e6, less(curve, best), color=f"C{i}", **style)
+    ax.set(xlabel="tokens (millions)", ylabel="loss less the best constant's (nats/token)", ylim=(-0.2, 0.15))
     ax.legend(frameon=False, fontsize=8)
     return fig
 

@@ -64,6 +64,8 @@ CLAIMS = (
                       "agrees within 0.1")),
     Claim("S8c", "Its hard rank is near 1.", f"below 0.001 D {PAPER}", COLLAPSE,
           at_collapse(("Post-LN",), HARD, (0.0, 2.0), "hard rank; agrees up to 2")),
+    Claim("S8d", "The spectrum of a layer tells that it has collapsed.", f"concentration near 1 {PAPER}", COLLAPSE,
+          judge.told),
     Claim("S9", "Weight normalisation prevents the collapse.", f"PPL 25.1, 24.3 {PAPER}", COLLAPSE,
           at_collapse(("+ weight normalisation",), effect.context_gain, (0.1, math.inf), GAIN)),
     Claim("S9b", "With it Post-LN is better than Pre-LN.", f"PPL 25.1 against 27.1 {PAPER}; Pre-LN 21.92 (2412.13795)",

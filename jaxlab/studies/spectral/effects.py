@@ -80,14 +80,14 @@ def flips(runs: list[dict], name: str) -> list[float]:
     return [float(line[max(line)]) - float(line[min(line)]) for line in cells.values() if len(line) > 1]
 
 
-def collapsing(runs: list[dict]) -> list[dict]:
+def collapsing(runs: list[dict], by: str = "collapsed") -> list[dict]:
     """All runs, of any arm, of the setting (model, width, lowest learning rate) at which plain Post-LN collapsed with
-    every seed, and normalised weights ran."""
+    every seed, by its loss or as "warned", and normalised weights ran."""
     keys = ("model", "width", "log2_lr")
     cured = {tuple(r[k] for k in keys) for r in runs if r["ffn"] != "none"}
     cells = {}
     for run in select(runs, norm="post", ffn="none"):
-        cells.setdefault(tuple(run[k] for k in keys), []).append(run["collapsed"])
+        cells.setdefault(tuple(run[k] for k in keys), []).append(run[by])
     found = sorted((cell for cell, each in cells.items() if all(each) and cell in cured), key=lambda cell: cell[2])
     if not found:
         raise InputError("plain Post-LN did not collapse where the other arms ran")

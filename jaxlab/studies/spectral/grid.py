@@ -217,7 +217,8 @@ SCALES = {
         grids=(
             *grids(LAPTOP, costs(LAPTOP.main, 512, 32)),
             *collapse(
-                ("llama-6x16", "llama-12x16"), (1, 4, 8), (-9, -7), tokens=(2**18,), samples=(8_192,), rates=(-8, -6)
+                ("llama-6x16", "llama-12x16"), (1, 4, 8), (-9, -7), tokens=(2**18,), samples=(8_192,),
+                rates=(-8, -6, -5),
             ),
         ),
         data=NEWS, vocab_size=512, context=32, steps_per_call=10,
@@ -227,7 +228,7 @@ SCALES = {
             *grids(GPU, costs(GPU.main, 32_000, 256)),
             *collapse(
                 ("llama-12x256", "llama-24x256"), (1, 2.67, 4), (-11, -8), tokens=(2**27,), samples=(65_536,),
-                rates=(-10, -7),
+                rates=(-10, -7, -6),
             ),
         ),
         data=C4, vocab_size=32_000, context=256, steps_per_call=8, evaluation_tokens=2_097_152,

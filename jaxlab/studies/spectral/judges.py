@@ -16,6 +16,7 @@ from jaxlab.studies.spectral import effects as effect
 from jaxlab.studies.spectral import measures as measure
 from jaxlab.studies.spectral.measures import arm, at, main, mean, of, paired_line, pairs
 from jaxlab.studies.tuning import select
+from jaxlab.train.spectra import CONCENTRATION, HARD_RANK
 
 HARD, SOFT = of("hard_rank"), of("soft_rank")
 
@@ -152,6 +153,19 @@ def threshold(rows: list[dict]) -> Verdict:
     others = f"with depth {found['layers'].value:+.2f}, with learning rate {found['log2_lr'].value:+.2f}"
     what = "share of runs that collapse at the widest but not at the narrowest, all else equal; agrees above 0.1"
     return compare(*found["D"], (0.1, math.inf), f"{what}; {others}")
+
+
+def told(rows: list[dict]) -> Verdict:
+    runs = effect.plain(measure.ended(rows))
+    collapsed = [float(run["warned"]) for run in runs if run["collapsed"]]
+    others = [run["warned"] for run in runs if not run["collapsed"]]
+    if not collapsed:
+        raise InputError("no plain Post-LN run collapsed")
+    highest = max(run["log2_lr"] for run in runs if run["collapsed"])
+    there = [run["warned"] for run in runs if run["collapsed"] and run["log2_lr"] == highest]
+    what = f"share of collapsed runs with a layer of hard rank below {HARD_RANK} or concentration above {CONCENTRATION}"
+    detail = f"{sum(there)} of {len(there)} at 2^{highest:g}; {sum(others)} of {len(others)} that did not collapse"
+    return compare(*mean(collapsed), (0.5, math.inf), f"{what}; agrees above 0.5; {detail}")
 
 
 def at_collapse(arms: tuple, quantity: Callable, supports: tuple, what: str) -> Callable:

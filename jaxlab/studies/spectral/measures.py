@@ -24,11 +24,16 @@ from jaxlab.model.families import width
 from jaxlab.studies.spectral.grid import MODELS, Setting
 from jaxlab.studies.tuning import grouped, select, tuned
 from jaxlab.train.log import read
+from jaxlab.train.spectra import CONCENTRATION, HARD_RANK
 
 ORDERS = {"renyi_0.5": 0.5, "soft_rank": 1, "hard_rank": 2, "renyi_4": 4, "renyi_inf": math.inf}
 DIRECTIONS = {"directions_50": 0.50, "directions_90": 0.90, "directions_99": 0.99}
 LAST = (*ORDERS, *DIRECTIONS, "concentration", "edim")  # of every layer, at the end
-OVER = ("hard_rank", "soft_rank", "concentration")  # over tokens, the median of the layers
+OVER = {  # over tokens: (metric, what of its layers)
+    "hard_rank": ("hard_rank", np.median), "soft_rank": ("soft_rank", np.median),
+    "concentration": ("concentration", np.median),
+    "least_hard_rank": ("hard_rank", np.min), "most_concentration": ("concentration", np.max),
+}  # fmt: skip
 CELL = tuple(name for name in Setting._fields if name not in ("part", "log2_lr", "seed"))
 SMOOTHED = 20  # steps whose mean is the loss at a measurement
 
@@ -44,8 +49,8 @@ def measured(folder: Path) -> dict:
     for name in LAST:
         found[name] = text(np.median(layers(spectra[-5:], name), 0)) if spectra else ""
     found["over_tokens"] = " ".join(str(row["tokens"]) for row in spectra)
-    for name in OVER:
-        found[f"over_{name}"] = text(np.median(layers(spectra, name), 1)) if spectra else ""
+    for name, (metric, of_layers) in OVER.items():
+        found[f"over_{name}"] = text(of_layers(layers(spectra, metric), 1)) if spectra else ""
     before = ([loss for tokens, loss in trained if tokens <= row["tokens"]][-SMOOTHED:] for row in spectra)
     return found | {"over_loss": text([np.mean(losses) for losses in before])}
 
@@ -72,7 +77,8 @@ def unigram(store: str) -> float:
 
 def ended(rows: list[dict]) -> list[dict]:
     """The rows with their numbers: D, the width in dimensions; last {metric: [layers]}; over {metric: [measurements]};
-    value {metric: the run's one number}; collapsed. Without those that have no spectra."""
+    value {metric: the run's one number}; collapsed, by the loss; warned, by the spectrum of a layer at the end. Without
+    those that have no spectra."""
     return [row | numbers(row) for row in rows if row["over_tokens"]]
 
 
@@ -81,12 +87,14 @@ def numbers(row: dict) -> dict:
         return np.array(str(row[name]).split(), float)
 
     last = {name: array(name) for name in LAST}
+    over = {name: array(f"over_{name}") for name in ("tokens", "loss", *OVER)}
     return {
         "D": width(MODELS[row["model"]].d_model, row["width"]),
         "last": last,
         "value": {name: float(np.median(line)) for name, line in last.items()},
-        "over": {name: array(f"over_{name}") for name in ("tokens", "loss", *OVER)},
+        "over": over,
         "collapsed": row["loss"] is None or row["loss"] > row["unigram"] - 0.1,
+        "warned": not (over["least_hard_rank"][-1] > HARD_RANK and over["most_concentration"][-1] < CONCENTRATION),
     }
 
 

@@ -4,12 +4,13 @@ import numpy as np
 
 from jaxlab.config import InputError
 from jaxlab.laws.spectral import rank_law, utilisation_law
-from jaxlab.studies.report import LOSS, kept, panels, sequential, with_interval
+from jaxlab.studies.report import LOSS, kept, panels, plain_numbers, sequential, with_interval
 from jaxlab.studies.spectral import effects as effect
 from jaxlab.studies.spectral import measures as measure
 from jaxlab.studies.spectral.grid import MODELS
 from jaxlab.studies.spectral.measures import at, main, of
 from jaxlab.studies.tuning import grouped, select
+from jaxlab.train.spectra import CONCENTRATION, HARD_RANK
 
 RANKS = {"soft_rank": ("soft rank", "C0", "o"), "hard_rank": ("hard rank", "C3", "s")}
 TOKENS = "training tokens (thousands)"
@@ -77,17 +78,20 @@ def widths_table(runs: list[dict]) -> list[dict]:
 
 
 def arms_table(runs: list[dict]) -> list[dict]:
-    there, best = effect.collapsing(runs), effect.where_it_collapses(runs)
+    """At every rate that all arms ran at, of the model and width that collapse."""
+    cell = effect.collapsing(runs)[0]
+    cells = grouped(select(runs, model=cell["model"], width=cell["width"], tokens=cell["tokens"]), ("log2_lr",))
     rows = []
-    for name, (norm, ffn) in effect.ARMS.items():
-        same, own = (select(found, norm=norm, ffn=ffn) for found in (there, best))
-        if same and own:
+    for (lr,), there in sorted(cells.items()):
+        each = {name: select(there, norm=norm, ffn=ffn) for name, (norm, ffn) in effect.ARMS.items()}
+        for name, same in each.items() if all(each.values()) else ():
             rows.append({
-                "arm": name, "collapsed": f"{sum(r['collapsed'] for r in same)} of {len(same)}",
-                "hard utilisation": f"{np.mean([effect.hard_utilisation(r) for r in same]):.3f}",
+                "log2 lr": lr, "arm": name, "collapsed": f"{sum(r['collapsed'] for r in same)} of {len(same)}",
+                "with a layer warned of": f"{sum(r['warned'] for r in same)} of {len(same)}",
+                "hard rank": f"{np.mean([r['value']['hard_rank'] for r in same]):.1f}",
+                "of the worst layer": f"{np.mean([r['over']['least_hard_rank'][-1] for r in same]):.1f}",
                 "concentration": f"{np.mean([r['value']['concentration'] for r in same]):.3f}",
                 "entropy of tokens - loss": f"{np.mean([effect.context_gain(r) for r in same]):.3f}",
-                "best log2 lr": own[0]["log2_lr"], "loss there": f"{np.mean([r['loss'] for r in own]):.4f}",
             })  # fmt: skip
     return rows
 
@@ -130,8 +134,9 @@ def figures(results: list[dict]) -> dict[str, tuple]:
         exponents_figure: "Exponents of soft and hard rank by model and place of the norm, with 95 % intervals; "
         "dashed: the same utilisation at every width.",
         dynamics_figure: "Exponents as training goes on, of the base and of runs twice as long, at one learning rate.",
-        collapse_figure: "Post-LN at a learning rate at which it collapses, and what keeps it from collapsing; lines: "
-        "seeds; dotted: entropy of single tokens.",
+        collapse_figure: "Post-LN at the lowest learning rate at which it collapses so that training warns of it, and "
+        "the other arms there; hard utilisation of the worst layer, concentration of the most concentrated one; lines: "
+        "seeds; dotted: where training warns, and the entropy of single tokens.",
         edim_figure: "Effective dimension against D, and what one more dimension adds to it between neighbouring "
         "widths; band: the published sweet spot.",
         layers_figure: "Soft and hard rank of each layer at the end, by width, means over seeds.",
@@ -160,6 +165,7 @@ def ranks_figure(runs: list[dict]):
         ax.set(xscale="log", yscale="log", xlabel="feed-forward width D (dimensions)", ylabel=label)
         ax.set_xticks(np.unique(D), np.unique(D))
         ax.set_xticks([], minor=True)
+        plain_numbers(ax.yaxis)
         ax.legend(frameon=False, fontsize=8)
     return fig
 
@@ -195,18 +201,22 @@ def dynamics_figure(runs: list[dict]):
 
 
 def collapse_figure(runs: list[dict]):
-    there = effect.collapsing(runs)
+    there = effect.collapsing(runs, "warned")
     fig, axes = panels(1, 3, width=13, height=4)
     for i, (name, (norm, ffn)) in enumerate(effect.ARMS.items()):
         for j, run in enumerate(select(there, norm=norm, ffn=ffn)):
             over, style = run["over"], {"color": sequential(i, len(effect.ARMS)), "lw": 1.2, "label": "" if j else name}
-            for ax, y in zip(axes, (over["hard_rank"] / run["D"], over["concentration"], over["loss"]), strict=True):
+            for ax, y in zip(
+                axes, (over["least_hard_rank"] / run["D"], over["most_concentration"], over["loss"]), strict=True
+            ):
                 ax.plot(over["tokens"] / 1e3, y, **style)
-    axes[2].axhline(there[0]["unigram"], ls=":", color="0.5")
+    for ax, limit in zip(axes, (HARD_RANK / there[0]["D"], CONCENTRATION, there[0]["unigram"]), strict=True):
+        ax.axhline(limit, ls=":", color="0.5")
     for ax, label in zip(axes, ("hard utilisation", "concentration", f"training {LOSS.removeprefix('validation ')}"),
                          strict=True):  # fmt: skip
         ax.set(xlabel=TOKENS, ylabel=label)
     axes[0].set_yscale("log")
+    plain_numbers(axes[0].yaxis)
     axes[0].legend(frameon=False, fontsize=8)
     return fig
 
@@ -238,5 +248,6 @@ def layers_figure(runs: list[dict]):
             ax.plot(range(len(line)), line, "o-", ms=4, lw=1, color=sequential(i, len(by_width)), label=f"D = {D}")
     for ax, (label, *_) in zip(axes, RANKS.values(), strict=True):
         ax.set(xlabel="layer", ylabel=f"{label} (dimensions)", yscale="log", xticks=range(len(line)))
-    axes[0].legend(frameon=False, fontsize=8)
+        plain_numbers(ax.yaxis)
+    axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return fig

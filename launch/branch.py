@@ -1,0 +1,166 @@
+"""Measures the critical batch of a run by branches (Merrill et al. 2505.23971):
+
+python -m launch.branch --workdir=runs/demo --at=400000,800000 --times=1,2,4,8 --window=131072
+
+From each checkpoint training goes on at several times the batch; the largest that does not lose marks the critical one.
+Branches are runs in WORKDIR/branches/: finished ones are skipped, stopped ones go on. Prints a table and the schedule
+that doubles where it should; draws WORKDIR/branches/branches.png.
+"""
+
+import logging
+import math
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from jaxlab.config import InputError
+from launch import entry
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run, which is left as it is but for branches/")
+_AT = flags.DEFINE_list("at", [], "tokens of the checkpoints to branch from; left out: of the newest")
+_TIMES = flags.DEFINE_list("times", ["1", "2", "4", "8"], "batches of the branches, as multiples of the run's there")
+_WINDOW = flags.DEFINE_integer("window", 0, "tokens that each branch trains for; left out: 32 steps of the largest")
+_TOLERANCE = flags.DEFINE_float("tolerance", 0.01, "nats/token by which a larger batch may be above a smaller one")
+_PROCESSES = flags.DEFINE_string("processes", "", "as for launch.train")
+flags.register_validator("workdir", bool, message="name the folder of the run, as in --workdir=runs/demo")
+
+
+def branch(run, tokens: int, times: int, window: int) -> ConfigDict:
+    """The config of a run that goes on from `tokens` of `run` (train.build) at `times` its batch there, for `window`
+    tokens more.
+
+    The learning rate is sqrt(times) what it is there, for Adam's noise to stay, and constant. Batches are accumulated
+    in parts as large as before, which fit the devices. InputError: a window that is not whole batches.
+    """
+    from jaxlab.optim.batch_growth import size_at
+    from jaxlab.train.build import hypers
+
+    batch, c = size_at(run.batches, tokens), run.config.copy_and_resolve_references()
+    size = times * batch.tokens
+    if window < size or window % size:
+        raise InputError(f"--window={window}: must be whole batches of each branch, of {size} tokens at {times} times")
+    lr = hypers(run.config, run.batches[0].tokens)(tokens, batch.tokens)["lr"]
+    micro = c.batch.micro_tokens or (batch.tokens // c.replicas if times > 1 else 0)
+    c.batch.update(tokens=size, context=batch.context, micro_tokens=micro, growth="", context_growth="", lr_rule="kept")
+    if c.optim.decay == "timescale":  # by the batch, of which this is the first of a run
+        c.optim.weight_decay *= size / run.batches[0].tokens
+    c.schedule.update(name="constant", peak_lr=lr * math.sqrt(times), warmup_tokens=0, decay_tokens=0)
+    c.evaluate.update(every_tokens=0, tasks="")
+    c.checkpoint.keep = 1
+    c.spectra.at = ""
+    c.tokens = tokens + window
+    return c
+
+
+def loss(run, workdir: Path, config: ConfigDict, tokens: int, folder: Path, console: Console) -> float | None:
+    """Held-out loss, nats/token, of the branch with `config` from the checkpoint at `tokens` of `run` in workdir, a run
+    of its own in `folder`: inf if it diverged, None if it was told to stop."""
+    from jaxlab.train.build import build
+    from jaxlab.train.checkpoint import Checkpoints, NonFinite, load
+    from jaxlab.train.loop import claim, record, train
+
+    one = build(config)
+    if not any(folder.glob("checkpoints/*")):
+        state, clock = load(workdir, run.program.abstract_state(), tokens)
+        claim(folder, record(one) | {"branch_of": str(workdir)})
+        with closing(Checkpoints(folder / "checkpoints", keep=1)) as saved:
+            saved.save(state, clock, record(one))
+    try:
+        result = train(one, folder, console)
+    except NonFinite as error:
+        console.print(f"diverged: {error}", highlight=False, soft_wrap=True)
+        return math.inf
+    return result and result["loss"]
+
+
+def main(words: list[str], console: Console) -> int:
+    from jaxlab import parallel
+    from jaxlab.interop.workdir import recorded_config
+    from jaxlab.optim.batch_growth import doubled, size_at
+    from jaxlab.optim.noise_scale import branched
+    from jaxlab.train.build import build
+    from jaxlab.train.checkpoint import held
+    from jaxlab.train.loop import check_run
+
+    if words:
+        raise InputError(f"{words[0]}: only flags are understood")
+    console.quiet = not parallel.start(_PROCESSES.value)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    workdir, times, at = Path(_WORKDIR.value), integers(_TIMES), integers(_AT)
+    run = build(recorded_config(workdir))
+    check_run(run, workdir)
+    there = held(workdir)
+    at = at or there[-1:]
+    if not at or set(at) - set(there):
+        raise InputError(f"--at={','.join(_AT.value)}: checkpoints are at {', '.join(map(str, there)) or 'no'} tokens")
+    sizes = {tokens: size_at(run.batches, tokens).tokens for tokens in at}
+    configs = {
+        (tokens, k): branch(run, tokens, k, _WINDOW.value or 32 * max(times) * sizes[tokens])
+        for tokens in at for k in times
+    }  # fmt: skip
+    measured = {tokens: {} for tokens in at}
+    for (tokens, k), config in configs.items():
+        folder = workdir / "branches" / f"{tokens}-x{k}"
+        console.print(f"\n{folder}: {config.batch.tokens:,} tokens a step", highlight=False, soft_wrap=True)
+        found = loss(run, workdir, config, tokens, folder, console)
+        if found is None:
+            return 0
+        measured[tokens][k] = found
+    critical = {tokens: branched(losses, sizes[tokens], _TOLERANCE.value)[1] for tokens, losses in measured.items()}
+    console.print(table(measured, sizes, critical))
+    stages = " ".join(f"{start}:{size}" for start, size in doubled(critical, run.batches[0].tokens).items())
+    console.print(
+        f"doubled where the critical batch is twice as large: --config.batch.growth='{stages}'", soft_wrap=True
+    )
+    figure(measured, sizes, _TOLERANCE.value, workdir / "branches" / "branches.png", workdir.name)
+    return 0
+
+
+def integers(flag) -> list[int]:
+    """Those of a list flag, in order. InputError: what is none, or below 1."""
+    values = sorted({int(word) if word.isdecimal() else 0 for word in flag.value})
+    if min(values, default=1) < 1:
+        raise InputError(f"--{flag.name}={','.join(flag.value)}: must be whole numbers from 1 on, as in 1,2,4")
+    return values
+
+
+def table(measured: dict[int, dict[int, float]], sizes: dict[int, int], critical: dict[int, float]) -> Table:
+    """A row a branch. The critical batch is at least the largest that was tried, where it is that."""
+    found = Table("from, tokens", "times", "batch, tokens", "held-out loss", "")
+    for tokens, losses in measured.items():
+        for k, value in losses.items():
+            batch = k * sizes[tokens]
+            mark = "critical" + (", or more" if k == max(losses) else "") if batch == critical[tokens] else ""
+            shown = f"{value:.4f}" if math.isfinite(value) else "diverged"
+            found.add_row(f"{tokens:,}", f"{k}", f"{batch:,}", shown, mark)
+    return found
+
+
+def figure(measured: dict[int, dict[int, float]], sizes: dict[int, int], tolerance: float, path: Path, title: str):
+    """Losses above the best branch of their checkpoint against the batch, as PNG."""
+    import matplotlib  # a second to import
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(7, 4), layout="constrained")
+    axes = fig.subplots()
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(measured)))
+    for colour, (tokens, losses) in zip(colours, measured.items(), strict=True):
+        above = np.array(list(losses.values())) - min(losses.values())
+        axes.plot(np.array(list(losses)) * sizes[tokens], above, "o-", color=colour, label=f"from {tokens:,} tokens")
+    axes.axhline(tolerance, color="0.5", lw=1, ls="--", label=f"tolerance {tolerance:g}")
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="batch (tokens)", ylabel="loss above the best branch (nats/token)", title=title)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    fig.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    entry.with_huge_pages()
+    entry.run_actions(main)

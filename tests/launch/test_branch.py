@@ -1,0 +1,71 @@
+"""Branches of a run: one at its own batch is the run, one at twice the batch the run that grows there."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from jaxlab.config import InputError
+from jaxlab.train import loop
+from jaxlab.train.build import build
+from launch.branch import branch, loss
+from tests import tiny
+
+QUIET = Console(quiet=True)
+CONSTANT = {
+    "schedule__name": "constant", "tokens": 8_192, "checkpoint__keep": 9, "batch__micro_tokens": 512,
+    "compute__layers": "scan", "log__tensorboard": False, "evaluate__tokens": 1_024,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parent(data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("parent")
+    run = build(tiny.config(data, **CONSTANT))
+    loop.train(run, workdir, QUIET)
+    return run, workdir
+
+
+@pytest.mark.parametrize(("times", "growth"), [(1, ""), (2, "0:512 4096:1024")])
+def test_a_branch_is_the_run_that_grows_there(parent, data, tmp_path, times, growth):
+    """With the learning rate times sqrt 2. Bit for bit: the same tokens, the same parts of a batch."""
+    run, workdir = parent
+    found = loss(run, workdir, branch(run, 4_096, times, 4_096), 4_096, tmp_path / "branch", QUIET)
+    grown = build(tiny.config(data, **CONSTANT, batch__growth=growth, batch__lr_rule="sqrt"))
+    assert found == loop.train(grown, tmp_path / "grown", QUIET)["loss"]
+    assert tiny.fingerprint(tmp_path / "branch") == tiny.fingerprint(tmp_path / "grown")
+    assert loss(run, workdir, branch(run, 4_096, times, 4_096), 4_096, tmp_path / "branch", QUIET) == found
+
+
+def test_the_rate_is_that_of_the_schedule_there(data):
+    """Of a linear decay from 1,024 to 8,192 tokens, with a batch that has doubled, at half of it."""
+    config = tiny.config(data, **CONSTANT | {"schedule__name": "wsd", "schedule__warmup_tokens": 512})
+    config.schedule.update(peak_lr=0.01, decay_tokens=7_168, final_fraction=0.0, decay_shape="linear")
+    config.batch.update(growth="0:512 2048:1024", lr_rule="sqrt")
+    found = branch(build(config), 4_608, 4, 8_192)
+    assert found.schedule.peak_lr == pytest.approx(0.01 * 0.5 * 2**0.5 * 2)
+    assert (found.batch.tokens, found.batch.micro_tokens, found.tokens) == (4_096, 512, 12_800)
+
+
+def test_a_window_that_is_not_whole_batches_is_refused(parent):
+    with pytest.raises(InputError, match="--window=4096: must be whole batches of each branch, of 1536 tokens at 3"):
+        branch(parent[0], 4_096, 3, 4_096)
+
+
+def test_the_launcher_tells_the_critical_batch(parent, request):
+    """A window of one step: with a tolerance of 9 nats the largest batch is as good as any."""
+    workdir, cache = parent[1], request.config.cache.mkdir("jax")
+    flags = f"--workdir={workdir}", "--at=4096", "--times=1,2,8"
+    for bad, said in (
+        ("--at=77", "--at=77: checkpoints are at"),
+        ("--times=0,1", "--times=0,1: must be whole numbers"),
+    ):
+        refused = tiny.launch("branch", *flags, bad, cache=cache)
+        assert (refused.returncode, said in refused.stderr, refused.stderr.count("\n")) == (2, True, 1)
+    done = tiny.launch("branch", *flags, "--window=4096", "--tolerance=9", cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert "critical, or more" in next(line for line in done.stdout.splitlines() if "4,096 │ 8" in line)
+    assert "--config.batch.growth='0:512 4096:1024 " in done.stdout
+    losses = [json.loads((workdir / f"branches/4096-x{k}/result.json").read_text())["loss"] for k in (1, 2, 8)]
+    assert all(f"{value:.4f}" in done.stdout for value in losses)
+    assert (workdir / "branches" / "branches.png").stat().st_size > 10_000
