@@ -132,7 +132,7 @@ def test_crossings_are_those_of_the_world():
 def test_waste_is_the_law_over_its_least():
     p = {"S_min": 70.0, "B_min": 80.0, "s": 0.7}
     B = np.array([95.0, 150, 194.3, 1_000])
-    expected = law.noise_floor(p, {"B": B}) / law.floor_constants(p)["E_min"]
+    expected = law.NOISE_FLOOR(p, {"B": B}) / law.floor_constants(p)["E_min"]
     assert effects.waste(law.floor_constants(p), B) == pytest.approx(np.log(expected), abs=1e-9)
     assert effects.waste(law.floor_constants(p), np.array(60.0)) == effects.MOST
 

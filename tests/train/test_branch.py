@@ -1,14 +1,15 @@
 """Branches of a run: one at its own batch is the run, one at twice the batch the run that grows there."""
 
 import json
+import re
 
 import pytest
 from rich.console import Console
 
 from jaxlab.config import InputError
 from jaxlab.train import loop
+from jaxlab.train.branch import branch, loss
 from jaxlab.train.build import build
-from launch.branch import branch, loss
 from tests import tiny
 
 QUIET = Console(quiet=True)
@@ -48,7 +49,7 @@ def test_the_rate_is_that_of_the_schedule_there(data):
 
 
 def test_a_window_that_is_not_whole_batches_is_refused(parent):
-    with pytest.raises(InputError, match="--window=4096: must be whole batches of each branch, of 1536 tokens at 3"):
+    with pytest.raises(InputError, match="window=4096: must be whole batches of each branch, of 1536 tokens at 3"):
         branch(parent[0], 4_096, 3, 4_096)
 
 
@@ -56,16 +57,13 @@ def test_the_launcher_tells_the_critical_batch(parent, request):
     """A window of one step: with a tolerance of 9 nats the largest batch is as good as any."""
     workdir, cache = parent[1], request.config.cache.mkdir("jax")
     flags = f"--workdir={workdir}", "--at=4096", "--times=1,2,8"
-    for bad, said in (
-        ("--at=77", "--at=77: checkpoints are at"),
-        ("--times=0,1", "--times=0,1: must be whole numbers"),
-    ):
-        refused = tiny.launch("branch", *flags, bad, cache=cache)
-        assert (refused.returncode, said in refused.stderr, refused.stderr.count("\n")) == (2, True, 1)
+    refused = tiny.launch("branch", f"--workdir={workdir}", "--at=77", cache=cache)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "--at=77: checkpoints are at 4096, 8192 tokens" in refused.stderr
     done = tiny.launch("branch", *flags, "--window=4096", "--tolerance=9", cache=cache)
     assert done.returncode == 0, done.stderr
-    assert "critical, or more" in next(line for line in done.stdout.splitlines() if "4,096 │ 8" in line)
-    assert "--config.batch.growth='0:512 4096:1024 " in done.stdout
+    assert "critical, or more" in next(line for line in done.stdout.splitlines() if re.search("4,096 +│ 8 ", line))
+    assert "--config.batch.growth='0:512 4096:2048'" in done.stdout
     losses = [json.loads((workdir / f"branches/4096-x{k}/result.json").read_text())["loss"] for k in (1, 2, 8)]
     assert all(f"{value:.4f}" in done.stdout for value in losses)
     assert (workdir / "branches" / "branches.png").stat().st_size > 10_000
