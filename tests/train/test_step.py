@@ -187,10 +187,10 @@ def test_replicas_one_by_one_are_replicas_all_at_once():
 
 def test_signal_and_noise_are_those_of_the_micro_batches():
     """Against gradients taken one by one; micro-batches have unequal counts of tokens, and the last has none."""
-    tokens = batches(1, 1, 3, 2)
-    tokens[0, 0, 2] = -1
+    tokens = batches(1, 1, 4, 2)
+    tokens[0, 0, 3] = -1
     _, metrics = run(start(), tokens, hypers(1))
-    found = [GRADIENT(params(), jnp.asarray(t)) for t in tokens[0, 0, :2]]
+    found = [GRADIENT(params(), jnp.asarray(t)) for t in tokens[0, 0, :3]]
     counts = np.float64([sums["tokens"] for _, sums in found])
     each = [np.concatenate([np.ravel(np.float64(g)) for g in jax.tree.leaves(grads)]) for grads, _ in found]
     squares = [np.sum((g / n) ** 2) for g, n in zip(each, counts, strict=True)]
