@@ -9,9 +9,9 @@ python -m launch.train --config=configs/batch_size.py:dense,schedule=cosine,D=50
 122m, 210m, 350m, 600m and 1b are the fitted InternLM2 models, of constant batch and rate, 100B tokens; dense (Qwen3,
 2B) and moe (Qwen3, 4B with 0.5B active) grow: 2Mi, 4Mi, 5Mi, 6Mi from 0, 125B, 250B, 375B tokens, WSD with its decay
 from 500B to 600B. B: batch, before it grows; arm: constant, ramp, mean, late, back, more or longer
-(studies.batch_size); rule: what becomes of the learning rate, kept, sqrt, linear or merrill, or timescale
-(kept, with weight decay that grows with the batch); schedule: constant, wsd or
-cosine; wd: weight decay; lr: peak learning rate, 6e-4; D: tokens.
+(studies.batch_size); rule: what becomes of the learning rate, kept, sqrt, linear or merrill, or timescale (kept, with
+weight decay that grows with the batch); schedule: constant, wsd or cosine; wd: weight decay; lr: peak learning rate,
+6e-4; D: tokens.
 """
 
 from jaxlab.config import InputError

@@ -15,7 +15,7 @@ from jaxlab.config import flatten
 from jaxlab.cost import flops
 from jaxlab.train import loop
 from jaxlab.train.build import Run
-from jaxlab.train.checkpoint import Checkpoints, NonFinite
+from jaxlab.train.checkpoint import Checkpoints, NonFinite, held
 from jaxlab.train.log import Log, say
 from jaxlab.train.meter import Meter, peak_flops
 from jaxlab.train.plan import Call, crossed
@@ -49,8 +49,7 @@ def alike(run: Run, other: Run) -> bool:
 
 def in_step(workdirs: list[Path]) -> bool:
     """Whether all runs have their newest checkpoint, or none, at the same token: only then can they go on together."""
-    newest = {max((int(p.name) for p in w.glob("checkpoints/*") if p.name.isdecimal()), default=0) for w in workdirs}
-    return len(newest) == 1
+    return len({max(held(workdir), default=0) for workdir in workdirs}) == 1
 
 
 def train_together(runs: list[Run], workdirs: list[Path], consoles: list[Console]) -> list[dict | NonFinite | None]:
