@@ -1,87 +1,256 @@
-"""Kills a small run again and again at random moments, and compares what comes out with an undisturbed run:
-python -m tests.kill --kills=50"""
+"""Kills small runs at random moments, again and again, and compares what comes out with undisturbed ones:
+python -m tests.kill --kills=10 [--only=saving,everything,start_from,branches,populations,studies,processes]"""
 
 import argparse
+import os
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from tests import tiny
 
-SAVE_EVERY = 8_192  # tokens: 16 steps
+STUDY = Path(__file__).parent / "studies" / "small.py"
+OFTEN = {"checkpoint__every_tokens": 2_048, "log__tensorboard": False, "evaluate__tokens": 256}
+EVERYTHING = OFTEN | {  # the four studies in one run, saved in mid-round with an outer gradient on its way
+    "replicas": 2, "diloco__sync_every": 5, "diloco__fragments": 2, "diloco__overlap": 2, "diloco__mix": 0.5,
+    "quant__recipe": "capybara", "quant__cast": "block=32,rounding=stochastic", "batch__micro_tokens": 128,
+    "batch__growth": "0:512 8192:1024", "spectra__at": "every:4096", "schedule__name": "wsd",
+    "schedule__decay_tokens": 4_096, "batch__lr_rule": "sqrt",
+}  # fmt: skip
+GONE_SECONDS = 60  # within which a process ends whose peer was killed
 
 
-def run(kills: int, seed: int, folder: Path) -> dict:
-    """Undisturbed run, then one killed `kills` times; asserts that they are equal. Returns what happened.
+class Scenario(NamedTuple):
+    """begin(folder): makes what the command needs. words(folder): the command. outcome(folder): what must be equal in
+    the end. moment(process, folder): waits until the kill."""
 
-    Its replicas meet every 5 steps, half of the model at a time, and are saved in mid-round with a change under way.
-    Most kills come within a second of the first new step, during which the run saves several times; the others at
-    any moment from the start of the process on.
-    """
-    draw, data = random.Random(seed), tiny.make_store(folder)
-    file = tiny.config_file(
-        folder / "config.py", data, tokens=512 * (100 + 40 * kills), checkpoint__every_tokens=SAVE_EVERY,
-        evaluate__every_tokens=32_768, evaluate__tokens=256, replicas=2, diloco__sync_every=5, diloco__fragments=2,
-        diloco__overlap=2, log__tensorboard=False,
-    )  # fmt: skip
-    straight, killed = folder / "straight", folder / "killed"
-    began = time.monotonic()
-    whole = tiny.launch("train", f"--config={file}", f"--workdir={straight}", cache=folder / "cache")
-    assert whole.returncode == 0, whole.stderr
-    life = time.monotonic() - began
-    done, lost, lives = 0, [], 0
-    while done < kills:
+    begin: Callable[[Path], None]
+    words: Callable[[Path], list[str]]
+    outcome: Callable[[Path], object]
+    moment: Callable | None = None
+
+
+def trained(workdir: Path) -> tuple:
+    """The final parameters, bit for bit, and all rows of metrics without times."""
+    return tiny.fingerprint(workdir), tiny.rows(workdir)
+
+
+def training(folder: Path, data: dict, changes: dict, *flags: str, moment=None) -> Scenario:
+    file = tiny.config_file(folder / "config.py", data, **changes)
+    return Scenario(
+        begin=lambda target: target.mkdir(),
+        words=lambda target: tiny.command("train", f"--config={file}", f"--workdir={target}/run", *flags),
+        outcome=lambda target: trained(target / "run"),
+        moment=moment,
+    )
+
+
+def saving(folder: Path, data: dict) -> Scenario:
+    """Killed while a checkpoint is being written."""
+
+    def moment(process, target, draw):
+        count = draw.randrange(4)  # of the saves to let pass
+        names: set[str] = set()
+        while process.poll() is None and len(names) <= count:
+            names |= {path.name for path in (target / "run" / "checkpoints").glob("*") if not path.name.isdecimal()}
+        time.sleep(draw.uniform(0, 0.04))
+
+    return training(folder, data, OFTEN, moment=moment)
+
+
+def everything(folder: Path, data: dict) -> Scenario:
+    return training(folder, data, EVERYTHING)
+
+
+def start_from(folder: Path, data: dict) -> Scenario:
+    source = tiny.config_file(folder / "source.py", data, **OFTEN, seed=1, tokens=4_096)
+    done = tiny.launch("train", f"--config={source}", f"--workdir={folder}/source", cache=folder / "cache")
+    assert done.returncode == 0, done.stderr
+    return training(folder, data, OFTEN | {"tokens": 8_192}, f"--start_from={folder}/source")
+
+
+def branches(folder: Path, data: dict) -> Scenario:
+    constant = OFTEN | {"schedule__name": "constant", "tokens": 8_192, "checkpoint__keep": 9}
+    file = tiny.config_file(folder / "parent.py", data, **constant)
+    parent = folder / "parent"
+    done = tiny.launch("train", f"--config={file}", f"--workdir={parent}", cache=folder / "cache")
+    assert done.returncode == 0, done.stderr
+    options = ["--at=2048,4096", "--times=1,2", "--window=4096"]
+    return Scenario(
+        begin=lambda target: shutil.copytree(parent, target / "run"),
+        words=lambda target: tiny.command("branch", f"--workdir={target}/run", *options),
+        outcome=lambda target: [trained(path) for path in sorted((target / "run" / "branches").glob("*-x*"))],
+    )
+
+
+def study(folder: Path, data: dict, *options: str) -> Scenario:
+    changes = {**data, "data.tokenizer": "bytes", "data.validation_fraction": 0.05}
+    changes = [f"--set={key}={value}" for key, value in changes.items()]
+
+    def outcome(target):
+        from jaxlab.studies.study import load, results
+
+        rows = results(load(f"{STUDY}:smoke", target))
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+    return Scenario(
+        begin=lambda target: target.mkdir(),
+        words=lambda target: tiny.command(
+            "study", f"--study={STUDY}:smoke", *changes, f"--runs={target}", *options, "run"
+        ),
+        outcome=outcome,
+    )
+
+
+def studies(folder: Path, data: dict) -> Scenario:
+    return study(folder, data, "--workers=2")
+
+
+def populations(folder: Path, data: dict) -> Scenario:
+    return study(folder, data, "--workers=1", "--population=4")
+
+
+SCENARIOS = {f.__name__: f for f in (saving, everything, start_from, branches, populations, studies)}
+
+
+def killed(name: str, kills: int, seed: int, folder: Path) -> dict:
+    """Runs a scenario undisturbed, then killed `kills` times in as many lives as that takes; every run that comes to
+    its end must have the undisturbed outcome. Returns what happened."""
+    draw, data = random.Random(f"{seed} {name}"), tiny.make_store(folder)
+    scenario = SCENARIOS[name](folder, data)
+    env = tiny.environment(folder / "cache") | {"PYTHONPATH": str(tiny.ROOT)}
+
+    def life(target, moment=None):
+        """Exit status and what was printed of one process, killed at `moment`, if it is not None."""
+        text = target / "printed.txt"
+        with text.open("w") as out:
+            process = subprocess.Popen(
+                scenario.words(target), cwd=tiny.ROOT, env=env, stdout=out, stderr=out, start_new_session=True
+            )
+            if moment:
+                moment(process, target, draw)
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        assert "Traceback" not in text.read_text(), text.read_text()
+        return process.returncode, text.read_text()
+
+    def uniform(process, target, draw):
+        until = time.monotonic() + draw.uniform(0, whole)
+        while process.poll() is None and time.monotonic() < until:
+            time.sleep(0.005)
+
+    wanted = None
+    for straight in (folder / "straight", folder / "again"):  # the second finds its programs compiled
+        scenario.begin(straight)
+        began = time.monotonic()
+        status, text = life(straight)
+        whole = time.monotonic() - began
+        assert not status or "of 6 runs have ended" in text, text  # of the small study one run cannot start
+        wanted = scenario.outcome(straight) if wanted is None else wanted
+        same(scenario.outcome(straight), wanted)
+    done, lives, targets, target, said = 0, 0, 0, None, set()
+    while done < kills or target:
+        if target is None:
+            targets, target = targets + 1, folder / f"killed-{targets + 1}"
+            scenario.begin(target)
         lives += 1
-        before = _tokens(killed)
-        command = tiny.command("train", f"--config={file}", f"--workdir={killed}")
-        env = tiny.environment(folder / "cache")
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(command, cwd=tiny.ROOT, env=env, **pipes) as process:
-            _wait(process, draw)
-            process.kill()
-            errors = process.stderr.read()
-        assert process.returncode in (0, -signal.SIGKILL), errors
-        if process.returncode == 0:
-            break
-        done += 1
-        held = tiny.saved(killed)[-1:] if (killed / "checkpoints").exists() else []
-        lost.append(_tokens(killed) - (held[0] if held else 0))
-        print(f"kill {done:3d}: from {before:8,} to {_tokens(killed):8,} tokens, {lost[-1]:6,} not saved")
-    last = tiny.launch("train", f"--config={file}", f"--workdir={killed}", cache=folder / "cache")
-    assert last.returncode == 0, last.stderr
-    assert "damaged" not in last.stdout, last.stdout
-    assert tiny.fingerprint(killed) == tiny.fingerprint(straight), "the final parameters differ"
-    assert tiny.rows(killed) == tiny.rows(straight), "metrics.jsonl differs"
-    return {"kills": done, "lives": lives, "most_lost": max(lost, default=0), "seconds_undisturbed": round(life, 1)}
+        status, text = life(target, (scenario.moment or uniform) if done < kills else None)
+        said |= {line for line in text.splitlines() if "damaged" in line}
+        if status == -signal.SIGKILL:
+            done += 1
+            print(f"{name}: kill {done}, life {lives}, run {targets}", flush=True)
+        else:
+            assert not status or "of 6 runs have ended" in text, text
+            same(scenario.outcome(target), wanted)
+            target = None
+    return {"scenario": name, "kills": done, "lives": lives, "runs compared": targets, "said damaged": len(said)}
 
 
-def _wait(process, draw: random.Random) -> None:
-    """Until the moment of the kill, or the end of the process."""
-    if draw.random() < 0.7:
-        while process.poll() is None and not process.stdout.readline().startswith("compiled"):
-            pass
-        until = time.monotonic() + draw.uniform(0, 1)
+def same(outcome, wanted) -> None:
+    """Equal, but for losses of populations, whose members may train alone after a kill: to 1e-4 nats."""
+    if isinstance(outcome, list | tuple):
+        assert len(outcome) == len(wanted), (outcome, wanted)
+        for mine, other in zip(outcome, wanted, strict=True):
+            same(mine, other)
+    elif isinstance(outcome, dict) and outcome.get("part"):
+        assert outcome.keys() == wanted.keys()
+        for key, value in outcome.items():
+            close = isinstance(value, float) and abs(value - wanted[key]) < 1e-4
+            assert close or value == wanted[key], (key, value, wanted[key])
     else:
-        until = time.monotonic() + draw.uniform(0, 6)
-    while process.poll() is None and time.monotonic() < until:
-        time.sleep(0.002)
+        assert outcome == wanted, (outcome, wanted)
 
 
-def _tokens(workdir: Path) -> int:
-    from jaxlab.train.log import read
+def processes(kills: int, seed: int, folder: Path) -> dict:
+    """Two processes of one run, one of them killed at random: the other must end within a minute, with one line and
+    status 1; then 1, 2 and 4 processes in turn go on, and all end at the undisturbed loss within rounding."""
+    draw, data = random.Random(seed), tiny.make_store(folder)
+    file = tiny.config_file(folder / "config.py", data, **OFTEN, tokens=65_536)
+    straight = tiny.launch("train", f"--config={file}", f"--workdir={folder}/one", cache=folder / "cache", devices=4)
+    assert straight.returncode == 0, straight.stderr
+    slowest, lines = 0.0, []
+    for number in range(kills):
+        target = folder / f"two-{number}"
+        started = together(file, target, 2, folder / "cache")
+        victim = draw.randrange(2)
+        until = time.monotonic() + draw.uniform(4, 25)
+        while time.monotonic() < until and all(p.poll() is None for p in started):
+            time.sleep(0.02)
+        assert all(p.poll() is None for p in started), "the run ended before the kill"
+        started[victim].kill()
+        began = time.monotonic()
+        _, errors = started[1 - victim].communicate(timeout=2 * GONE_SECONDS)
+        seconds = time.monotonic() - began
+        slowest, lines = max(slowest, seconds), [*lines, *errors.splitlines()]
+        print(f"processes: kill {number + 1} of process {victim}: {seconds:.1f} s, status "
+              f"{started[1 - victim].returncode}: {errors.strip()}", flush=True)  # fmt: skip
+        assert started[1 - victim].returncode == 1
+        assert len(errors.splitlines()) == 1, errors
+        assert seconds < GONE_SECONDS
+        count = (1, 2, 4)[number % 3]
+        again = together(file, target, count, folder / "cache")
+        texts = [process.communicate(timeout=600) for process in again]
+        assert all(process.returncode == 0 for process in again), texts
+        losses = [[r["loss"] for r in tiny.rows(path)] for path in (target, folder / "one")]
+        assert len(losses[0]) == len(losses[1])
+        assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < 1e-3
+    return {"scenario": "processes", "kills": kills, "slowest end": round(slowest, 1), "lines": len(lines)}
 
-    path = workdir / "metrics.jsonl"
-    return max((row["tokens"] for row in read(path)), default=0) if path.exists() else 0
+
+def together(file: Path, workdir: Path, count: int, cache: Path) -> list[subprocess.Popen]:
+    """As many processes of one run, of four devices in all."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = [f"--config={file}", f"--workdir={workdir}"]
+    return [
+        subprocess.Popen(
+            tiny.command("train", *flags, *([f"--processes=localhost:{port},{i},{count}"] if count > 1 else [])),
+            cwd=tiny.ROOT, env=tiny.environment(cache, devices=4 // count), stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(count)
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=10, help="of each scenario")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=",".join([*SCENARIOS, "processes"]))
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        print(run(options.kills, options.seed, Path(folder)))
-    print("final parameters and metrics are those of the undisturbed run, bit for bit")
+    for scenario in options.only.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            if scenario == "processes":
+                print(processes(options.kills, options.seed, Path(folder)), flush=True)
+            else:
+                print(killed(scenario, options.kills, options.seed, Path(folder)), flush=True)
+    print("every run that came to its end is the undisturbed one")
