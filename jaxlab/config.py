@@ -4,7 +4,10 @@ A config file starts from `default()`, changes what its experiment is about, and
 changes single keys. Sizes counted in tokens say so in their name. Nothing below `launch/` reads a flag.
 """
 
+import difflib
+import math
 import re
+from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
@@ -299,6 +302,27 @@ def get(config: ConfigDict, key: str):
     for part in key.split("."):
         config = config[part]
     return config
+
+
+def parsed(key: str, text: str, default: bool | int | float | str) -> bool | int | float | str:
+    """`text` as a value of the kind of `default`. Raises InputError, naming the key, for what is not of that kind."""
+    kind = type(default)
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        value = kind(text)
+        text.encode()
+        if kind is str or math.isfinite(value):
+            return value
+    except (KeyError, ValueError, OverflowError):
+        pass
+    allowed = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text in UTF-8"}[kind]
+    raise InputError(f"{key}={text[:60]}: must be {allowed}")
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """The one of the known keys that `key` resembles most."""
+    return max(known, key=lambda other: difflib.SequenceMatcher(None, key, other).ratio())
 
 
 def flatten(config: ConfigDict) -> dict:
