@@ -4,10 +4,8 @@ A config file starts from `default()`, changes what its experiment is about, and
 changes single keys. Sizes counted in tokens say so in their name. Nothing below `launch/` reads a flag.
 """
 
-import difflib
 import math
 import re
-from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
@@ -304,25 +302,21 @@ def get(config: ConfigDict, key: str):
     return config
 
 
-def parsed(key: str, text: str, default: bool | int | float | str) -> bool | int | float | str:
-    """`text` as a value of the kind of `default`. Raises InputError, naming the key, for what is not of that kind."""
-    kind = type(default)
+WORDS = {"true": True, "1": True, "false": False, "0": False}
+KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+
+
+def from_text(key: str, text: str):
+    """The value of a key that a person wrote as text. Raises InputError for text that is not of the kind of the key's
+    default."""
+    kind = type(flatten(default())[key])
     try:
-        if kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        value = kind(text)
-        text.encode()
+        value = WORDS[text.strip().lower()] if kind is bool else kind(text)
         if kind is str or math.isfinite(value):
             return value
     except (KeyError, ValueError, OverflowError):
         pass
-    allowed = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text in UTF-8"}[kind]
-    raise InputError(f"{key}={text[:60]}: must be {allowed}")
-
-
-def nearest(key: str, known: Iterable[str]) -> str:
-    """The one of the known keys that `key` resembles most."""
-    return max(known, key=lambda other: difflib.SequenceMatcher(None, key, other).ratio())
+    raise InputError(f"{key}={text}: must be {KINDS[kind]}")
 
 
 def flatten(config: ConfigDict) -> dict:

@@ -47,7 +47,7 @@ def measurements(workdir: Path) -> tuple[list[dict], dict[str, np.ndarray]]:
     for name, values in eigenvalues.items():
         if values.ndim != 1 or not values.size or values.dtype.kind != "f":
             raise InputError(f"{arrays}: {name} is {values.dtype} {list(values.shape)}; must be eigenvalues, float [D]")
-    metrics = {metric for metric, _ in (*COLUMNS.values(), *UTILISATIONS.values())}
+    metrics = dict.fromkeys(metric for metric, _ in (*COLUMNS.values(), *UTILISATIONS.values()))
     kinds = {name.replace("/", f"/{metric}/"): (int, float) for name in eigenvalues for metric in metrics}
     for row in rows:
         where = f"{path}: the spectra at {row['tokens']} tokens"

@@ -9,6 +9,7 @@ A study is a module of this package with
 """
 
 import csv
+import difflib
 import fcntl
 import importlib.util
 import io
@@ -28,7 +29,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from jaxlab import files, studies
-from jaxlab.config import InputError, check, default, differences, flatten, nearest, parsed
+from jaxlab.config import InputError, check, default, differences, flatten, from_text
 from jaxlab.cost import flops
 from jaxlab.model.families import parameters
 from jaxlab.studies.claim import Claim
@@ -102,7 +103,7 @@ def load(study: str, runs: str | Path, *, part: str = "", changes: dict | None =
     if part and part not in parts:
         raise InputError(f"--part={part}: {study} has no such part; it has {', '.join(parts)}")
     trials = [t for t in trials if part in ("", t.tags["part"])]
-    values = _parsed(changes or {})
+    values = _values(changes or {})
     for trial in trials:
         trial.config.update_from_flattened_dict(values)
         check(trial.config)
@@ -180,12 +181,17 @@ def _check_name(study: str, name: str) -> None:
         raise InputError(f"--study={study}: {name!r}: must be the name of a folder, 1 to 200 bytes of printable text")
 
 
-def _parsed(changes: dict[str, str]) -> dict:
-    known = flatten(default())
+def _values(changes: dict[str, str]) -> dict:
+    values, known = {}, flatten(default())
     for key, text in changes.items():
         if key not in known:
-            raise InputError(f"--set {key}={text}: there is no such key; the nearest is {nearest(key, known)}")
-    return {key: parsed(f"--set {key}", text, known[key]) for key, text in changes.items()}
+            (near,) = difflib.get_close_matches(key, known, 1, 0)
+            raise InputError(f"--set {key}={text}: there is no such key; the nearest is {near}")
+        try:
+            values[key] = from_text(key, str(text))
+        except InputError as error:
+            raise InputError(f"--set {error}") from error
+    return values
 
 
 def status(folder: Path, running: bool | None = None) -> tuple[str, str]:

@@ -107,11 +107,10 @@ def test_scales_are_folders_too(tmp_path):
         ({"changes": {"tokens": "9" * 5_000}}, "must be a whole number"),
         ({"changes": {"tokens": "9" * 400}}, "must be a whole number"),
         ({"changes": {"tokens": ""}}, "--set tokens=: must be a whole number"),
-        ({"changes": {"schedule.peak_lr": "inf"}}, "--set schedule.peak_lr=inf: must be a finite number"),
-        ({"changes": {"model.rope_theta": "nan"}}, "--set model.rope_theta=nan: must be a finite number"),
+        ({"changes": {"schedule.peak_lr": "inf"}}, "schedule.peak_lr=inf: must be a finite number"),
+        ({"changes": {"model.rope_theta": "nan"}}, "model.rope_theta=nan: must be a finite number"),
         ({"changes": {"mesh.fsdp": "banana"}}, "--set mesh.fsdp=banana: must be true or false"),
         ({"changes": {"mesh.fsdp": ""}}, "--set mesh.fsdp=: must be true or false"),
-        ({"changes": {"data.store": "\udcff"}}, "must be text in UTF-8"),
     ],
 )
 def test_what_may_not_be_asked(asked, says, tmp_path):

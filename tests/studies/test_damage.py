@@ -1,4 +1,4 @@
-"""A study some of whose files are damaged: the others are listed and reported, and `run` makes the damaged ones again."""
+"""A study some of whose files are damaged: the others are listed and reported, and `run` makes those again."""
 
 import csv
 import errno
@@ -115,7 +115,7 @@ def test_a_report_leaves_damaged_runs_out_and_says_which(study, tmp_path):
 def test_where_all_are_damaged_a_report_says_so(study, tmp_path):
     folder = leave(study, study.trials[0])
     (folder / "result.json").write_bytes(b"")
-    with pytest.raises(InputError, match="no run has ended; 1 damaged, .*result.json: cannot be read"):
+    with pytest.raises(InputError, match=r"no run has ended; 1 damaged, .*result.json: cannot be read"):
         report.write(study, tmp_path, "COMMAND run")
 
 
@@ -142,7 +142,7 @@ def test_a_run_is_mended_so_that_it_is_made_again(study):
         if number not in DAMAGES:
             assert (said, after) == ("", before.keys())
             continue
-        name, content, says = DAMAGES[number]
+        name, _, says = DAMAGES[number]
         everything = name in ("config.json", "metrics.jsonl")
         aside = {p.name: p.read_bytes() for p in (folder / "damaged-1").iterdir()}
         assert aside == {n: c for n, c in before.items() if n == name or (everything and n != "lock")}
@@ -212,7 +212,7 @@ def test_a_lock_that_cannot_be_had_is_one_runs_affair(study):
     state, reason = status(other)
     assert (state, reason) == ("damaged", f"{other}/lock: Not a directory")
     for trial in study.trials[:2]:
-        with pytest.raises(OSError, match="exists|directory"):
+        with pytest.raises(OSError, match=r"exists|directory"):
             worker.mend(study, trial)
     worker.train_all(study, study.trials[:2])  # passes over both
 

@@ -17,7 +17,7 @@ from jaxlab.studies.study import DEVICES, ENDED, facts, held, holder, load, pace
 from launch import study as launcher
 from tests import tiny
 from tests.studies import planned
-from tests.studies.test_damage import leave, printed
+from tests.studies.test_damage import leave
 
 SMALL = Path(__file__).parent / "small.py"
 NAMES = [f"{part}-seed={seed}" for part in "abc" for seed in (0, 1)]
