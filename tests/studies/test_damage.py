@@ -1,5 +1,6 @@
 """A study some of whose files are damaged: the others are listed and reported, and `run` makes those again."""
 
+import base64
 import csv
 import errno
 import html
@@ -110,6 +111,38 @@ def test_a_report_leaves_damaged_runs_out_and_says_which(study, tmp_path):
     for name in left:
         assert html.escape(name) in page
         assert name.replace("<", "\\<") in text
+
+
+def test_a_report_says_what_lies_behind_it(study, tmp_path):
+    """Two runs of 11,264 and 12,288 tokens at 147,456 FLOPs each, 10 and 20 seconds; one that diverged, of 10,240."""
+    leave(study, study.trials[-2], loss=3.0, seconds=10.0)
+    leave(study, study.trials[-1], loss=2.0, seconds=20.0)
+    lost = leave(study, study.trials[-3])
+    (lost / "result.json").unlink()
+    files.write_record(lost / "diverged.json", {"reason": "loss is nan", "seconds": 1.5})
+    judge = planned.judge
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study.module, "judge", lambda rows: judge([row for row in rows if row["loss"]]))
+        report.write(study, tmp_path, "COMMAND run")
+    folder = tmp_path / "planned" / "smoke"
+    text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
+    flop = (11_264 + 12_288 + 10_240) * 147_456
+    assert "3 of 12 runs have ended (1 diverged); 9 have not ended, and the report leaves them out." in text
+    assert f"33,792 training tokens of news (bytes), 0.50 to 0.50 epochs a run, {flop:.3g} FLOP, 32 seconds" in text
+    assert "a machine; jax 0.0; one worker a core on CPU." in text
+    assert "```\nCOMMAND run\nCOMMAND report\n```" in text
+    assert "| 2.5 [2, 3] | loss | supported | 3 runs, 0.0 M tokens, 32 s |" in text
+    picture = (folder / "loss.png").read_bytes()
+    assert f'<img alt="loss" width=192 src=data:image/png;base64,{base64.b64encode(picture).decode()}>' in page
+    assert picture[16:24] == (300).to_bytes(4, "big") + (150).to_bytes(4, "big")  # 2 x 1 inches at 150 an inch
+    names = [trial.name for trial in study.trials[-3:]]
+    seconds = [["name", "seconds"], [names[0], "1.5"], [names[1], "10.0"], [names[2], "20.0"]]
+    assert list(csv.reader((folder / "seconds.csv").read_text().splitlines())) == seconds
+    rows = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+    assert [row["loss"] for row in rows] == ["", "3.0", "2.0"]
+    assert "seconds" not in rows[0]
+    claim = files.read_record(folder / "claims.json")["claims"][0]
+    assert (claim["effect"], claim["low"], claim["high"], claim["verdict"]) == (2.5, 2.0, 3.0, "supported")
 
 
 def test_where_all_are_damaged_a_report_says_so(study, tmp_path):
