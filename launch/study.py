@@ -10,7 +10,7 @@ from rich.text import Text
 
 from jaxlab import files
 from jaxlab.config import InputError
-from jaxlab.studies.study import ENDED, Study, Trial, facts, held, load, pace, status, survey
+from jaxlab.studies.study import ENDED, Study, Trial, facts, held, line_of, load, pace, status, survey
 from jaxlab.train.log import say
 from launch import entry
 from launch.prepare import prepare_with_progress
@@ -63,7 +63,7 @@ def run(study: Study, changes: dict, console: Console) -> int:
             if mended := worker.mend(study, trial):
                 say(console, f"{trial.name}: {mended}")
         except OSError as error:
-            say(console, f"{trial.name}: {error.filename}: {error.strerror}")
+            say(console, line_of(f"{trial.name}: {error.filename}: {error.strerror}"))
     plain = TextColumn("{task.description}", markup=False)
     columns = (MofNCompleteColumn(), BarColumn(), plain, TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -77,7 +77,7 @@ def run(study: Study, changes: dict, console: Console) -> int:
     failed = [f"{name}: {state} {reason}".rstrip() for name, (state, reason) in left.items() if state not in ENDED]
     for line in (*lost, *failed):
         say(console, line)
-    say(console, f"{len(trials) - len(failed)} of {len(trials)} runs have ended, in {study.folder}")
+    say(console, f"{len(trials) - len(failed)} of {len(trials)} runs have ended, in {line_of(study.folder)}")
     return int(bool(failed))
 
 
@@ -148,7 +148,7 @@ def report(study: Study, changes: dict, console: Console) -> int:
     folder = files.local(_RESULTS.value, "--results")
     paths, damaged = write(study, folder, f"python -m launch.study --study={_STUDY.value}{part}{sets} run")
     for path in paths:
-        say(console, str(path))
+        say(console, line_of(path))
     missing = [t.name for t in study.trials if status(study.folder / t.name)[0] not in (*ENDED, "damaged")]
     if missing:
         say(console, f"{len(missing)} of {len(study.trials)} runs have not ended and are left out: {missing[0]}, ...")

@@ -139,6 +139,11 @@ def test_bad_input_is_one_line(words, says, tmp_path):
     assert says in found.stderr
 
 
+def test_a_part_has_its_own_runs_alone(tmp_path):
+    names = [trial.name for trial in load(f"{SMALL}:smoke", tmp_path, part="b").trials]
+    assert names == ["b-seed=0", "b-seed=1"]
+
+
 def test_a_pipe_has_wide_tables_whole(tmp_path):
     """Of 13 columns, every run on a line of its own, nothing cut."""
     found = tiny.launch(
@@ -166,6 +171,9 @@ def test_it_says_which_run_a_killed_worker_had(tmp_path):
     assert status(study.folder / trial.name) == ("stopped", "")
     leave(study, study.trials[4])
     (study.folder / study.trials[4].name / "lock").write_text(f"{process.pid}\n")  # that one it had finished
+    other = study.folder / study.trials[5].name  # and this one is another's
+    other.mkdir()
+    (other / "lock").write_text(f"{process.pid + 1}\n")
     assert worker._lost(study, study.trials, process) == line
     assert worker._lost(study, study.trials[:3], process).endswith("it had no run")
 
