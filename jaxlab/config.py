@@ -4,6 +4,7 @@ A config file starts from `default()`, changes what its experiment is about, and
 changes single keys. Sizes counted in tokens say so in their name. Nothing below `launch/` reads a flag.
 """
 
+import math
 import re
 
 from ml_collections import ConfigDict
@@ -299,6 +300,23 @@ def get(config: ConfigDict, key: str):
     for part in key.split("."):
         config = config[part]
     return config
+
+
+WORDS = {"true": True, "1": True, "false": False, "0": False}
+KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+
+
+def from_text(key: str, text: str):
+    """The value of a key that a person wrote as text. Raises InputError for text that is not of the kind of the key's
+    default."""
+    kind = type(flatten(default())[key])
+    try:
+        value = WORDS[text.strip().lower()] if kind is bool else kind(text)
+        if kind is str or math.isfinite(value):
+            return value
+    except (KeyError, ValueError, OverflowError):
+        pass
+    raise InputError(f"{key}={text}: must be {KINDS[kind]}")
 
 
 def flatten(config: ConfigDict) -> dict:

@@ -4,13 +4,16 @@ Writes WORKDIR/spectra-post.png (and spectra-pre.png, where that was measured): 
 ranks over training, utilisation and concentration of each layer; prints a table of the last measurement.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 from rich.table import Table
 
+from jaxlab import files
 from jaxlab.config import InputError
+from jaxlab.train.log import say
 from launch import entry
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
@@ -26,17 +29,40 @@ COLUMNS = {  # of the table: metric, format
 UTILISATIONS = {"soft": ("soft_utilisation", "^--"), "SUI": ("sui", "s-."), "hard": ("hard_utilisation", "o-")}
 
 
-def measurements(workdir: Path) -> list[dict]:
-    """The rows of spectra of the run in workdir. Raises InputError where there are none."""
-    from jaxlab.train.log import read
-
+def measurements(workdir: Path) -> tuple[list[dict], dict[str, np.ndarray]]:
+    """(rows of spectra of the run in workdir, {"TAP/LAYER": eigenvalues [D]} of the last of them). Raises InputError
+    where there are none, or not those that belong together."""
     path = workdir / "metrics.jsonl"
     if not path.exists():
         raise InputError(f"workdir={workdir}: holds no run")
-    rows = [row for row in read(path) if row["kind"] == "spectra"]
+    rows = [row for row in files.read_rows(path, kind=str, tokens=int)[0] if row["kind"] == "spectra"]
     if not rows:
         raise InputError(f"workdir={workdir}: has no spectra; train with --config.spectra.at=log:50")
-    return rows
+    arrays = workdir / "spectra" / f"{rows[-1]['tokens']}.npz"
+    with files.reading(arrays), np.load(arrays) as file:
+        eigenvalues = {name: file[name] for name in file.files}
+    wanted = {f"{tap}/{i}" for tap in taps(eigenvalues) for i in range(depth(eigenvalues, tap))}
+    if not wanted or "post/0" not in wanted or wanted != eigenvalues.keys():
+        raise InputError(f"{arrays}: holds {', '.join(eigenvalues) or 'nothing'}; must hold post/0, post/1, ...")
+    for name, values in eigenvalues.items():
+        if values.ndim != 1 or not values.size or values.dtype.kind != "f":
+            raise InputError(f"{arrays}: {name} is {values.dtype} {list(values.shape)}; must be eigenvalues, float [D]")
+    metrics = dict.fromkeys(metric for metric, _ in (*COLUMNS.values(), *UTILISATIONS.values()))
+    kinds = {name.replace("/", f"/{metric}/"): (int, float) for name in eigenvalues for metric in metrics}
+    for row in rows:
+        where = f"{path}: the spectra at {row['tokens']} tokens"
+        files.need(row, where, **kinds)
+        with files.reading(where):
+            [float(row[key]) for key in (*kinds, "tokens")]  # no integer beyond what a figure takes
+    return rows, eigenvalues
+
+
+def taps(eigenvalues: dict) -> list[str]:
+    return list(dict.fromkeys(name.partition("/")[0] for name in eigenvalues))
+
+
+def depth(eigenvalues: dict, tap: str) -> int:
+    return sum(name.startswith(f"{tap}/") for name in eigenvalues)
 
 
 def layers(rows: list[dict], tap: str, metric: str) -> np.ndarray:
@@ -88,26 +114,25 @@ def figure(rows: list[dict], spectra: list[np.ndarray], tap: str, path: Path, ti
     for axes in fig.axes:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    fig.suptitle(title)
-    fig.savefig(path, dpi=130)
+    fig.suptitle(title, parse_math=False)
+    file = io.BytesIO()
+    fig.savefig(file, format="png", dpi=130)
+    files.write_atomic(path, file.getvalue())
 
 
 def main(words, console) -> int:
     if words:
         raise InputError(f"{words[0]}: only --workdir is understood")
-    workdir = Path(_WORKDIR.value)
-    rows = measurements(workdir)
-    with np.load(workdir / "spectra" / f"{rows[-1]['tokens']}.npz") as file:
-        eigenvalues = dict(file)
+    workdir = files.local(_WORKDIR.value, "--workdir")
+    rows, eigenvalues = measurements(workdir)
     paths = []
-    for tap in dict.fromkeys(key.partition("/")[0] for key in eigenvalues):
-        spectra = [eigenvalues[f"{tap}/{i}"] for i in range(sum(key.startswith(f"{tap}/") for key in eigenvalues))]
+    for tap in taps(eigenvalues):
+        spectra = [eigenvalues[f"{tap}/{i}"] for i in range(depth(eigenvalues, tap))]
         paths.append(workdir / f"spectra-{tap}.png")
         figure(rows, spectra, tap, paths[-1], f"{workdir.name}: {tap}-activation")
-    last = f"the last at {rows[-1]['tokens']:,} tokens"
-    console.print(f"{workdir}: {len(rows)} measurements, {last}", highlight=False, soft_wrap=True)
-    console.print(table(rows, [len(spectrum) for spectrum in spectra]))
-    console.print(", ".join(map(str, paths)), highlight=False, soft_wrap=True)
+    say(console, f"{workdir}: {len(rows)} measurements, the last at {rows[-1]['tokens']:,} tokens")
+    console.print(table(rows, [len(eigenvalues[f"post/{i}"]) for i in range(depth(eigenvalues, "post"))]))
+    say(console, ", ".join(map(str, paths)))
     return 0
 
 

@@ -1,14 +1,17 @@
 """Runs a study and reports on it: python -m launch.study --study=chinchilla:laptop run | list | report"""
 
-from pathlib import Path
+from dataclasses import replace
 
 from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
+from rich.text import Text
 
+from jaxlab import files
 from jaxlab.config import InputError
-from jaxlab.studies.study import ENDED, Study, Trial, facts, held, load, pace, results, status
+from jaxlab.studies.study import ENDED, Study, Trial, facts, held, line_of, load, pace, status, survey
+from jaxlab.train.log import say
 from launch import entry
 from launch.prepare import prepare_with_progress
 
@@ -29,12 +32,19 @@ def main(words: list[str], console: Console) -> int:
     actions = {"run": run, "list": show, "report": report}
     if len(words) != 1 or words[0] not in actions:
         raise InputError(f"{' '.join(words) or 'no action'}: say one of {', '.join(actions)}")
-    changes = dict(change.partition("=")[::2] for change in _SET.value)
+    changes = {}
+    for change in _SET.value:
+        key, given, value = change.partition("=")
+        if not given:
+            raise InputError(f"--set={change}: must be KEY=VALUE")
+        if key in changes:
+            raise InputError(f"--set={change}: {key} is set twice, to {changes[key]} too")
+        changes[key] = value
     return actions[words[0]](load(_STUDY.value, _RUNS.value, part=_PART.value, changes=changes), changes, console)
 
 
 def run(study: Study, changes: dict, console: Console) -> int:
-    """Trains what has not ended; 1 if a run has failed."""
+    """Trains what has not ended, and what is damaged anew; 1 unless all runs have ended."""
     trials = study.trials
     if _INDEX.value is not None:
         if not 0 <= _INDEX.value < len(trials):
@@ -45,19 +55,30 @@ def run(study: Study, changes: dict, console: Console) -> int:
         return 0
     from jaxlab.studies import worker
 
+    workers = _WORKERS.value or worker.as_many_as_fit()
+    worker.check_workers(workers)
     prepare(study, console)
-    columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    for trial in trials:
+        try:
+            if mended := worker.mend(study, trial):
+                say(console, f"{trial.name}: {mended}")
+        except OSError as error:
+            say(console, line_of(f"{trial.name}: {error.filename}: {error.strerror}"))
+    plain = TextColumn("{task.description}", markup=False)
+    columns = (MofNCompleteColumn(), BarColumn(), plain, TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         watch = Watch(study, trials, bar)
         again = {"study": _STUDY.value, "runs": _RUNS.value, "part": _PART.value, "changes": changes}
-        worker.run(study, trials, _WORKERS.value or worker.as_many_as_fit(), _POPULATION.value, again, watch)
+        lost = worker.run(study, trials, workers, _POPULATION.value, again, watch)
         watch()
+    _, damaged = survey(replace(study, trials=trials))
     left = {t.name: status(study.folder / t.name) for t in trials}
-    failed = [f"{name}: {state}, {reason}" for name, (state, reason) in left.items() if state not in ENDED]
-    for line in failed:
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"{len(trials) - len(failed)} of {len(trials)} runs have ended, in {study.folder}")
-    return bool(failed)
+    left |= {name: ("damaged", reason) for name, reason in damaged.items()}
+    failed = [f"{name}: {state} {reason}".rstrip() for name, (state, reason) in left.items() if state not in ENDED]
+    for line in (*lost, *failed):
+        say(console, line)
+    say(console, f"{len(trials) - len(failed)} of {len(trials)} runs have ended, in {line_of(study.folder)}")
+    return int(bool(failed))
 
 
 class Watch:
@@ -78,7 +99,7 @@ class Watch:
             if state in ENDED:
                 self._waiting.remove(name)
                 self._bar.advance(self._task)
-                self._bar.console.print(f"{name}: {state} {reason}".rstrip(), highlight=False, soft_wrap=True)
+                say(self._bar.console, f"{name}: {state} {reason}".rstrip())
             elif state == "running":
                 running.append(name)
         self._bar.update(self._task, description="  ".join(running))
@@ -93,21 +114,29 @@ def prepare(study: Study, console: Console) -> None:
 
 def show(study: Study, changes: dict, console: Console) -> int:
     """Prints every run and how it stands."""
-    found = {row["name"]: row for row in results(study)}
+    rows, damaged = survey(study)
+    found = {row["name"]: row for row in rows}
     table = wrapped("index", *study.trials[0].tags, "status", "loss", "bits/byte", "seconds")
     for i, trial in enumerate(study.trials):
         state, reason = status(study.folder / trial.name)
+        if trial.name in damaged:
+            state, reason = "damaged", damaged[trial.name]
         row = found.get(trial.name, {})
         columns = (("loss", ".4f"), ("bits_per_byte", ".4f"), ("seconds", ",.0f"))
         numbers = (format(row[k], f) if row.get(k) is not None else "" for k, f in columns)
-        table.add_row(str(i), *map(str, trial.tags.values()), f"{state} {reason}".strip(), *numbers)
+        add_row(table, i, *trial.tags.values(), f"{state} {reason}".strip(), *numbers)
     console.print(table)
     return 0
 
 
 def wrapped(*columns: str) -> Table:
     """A table that loses nothing where a terminal is too narrow."""
-    return Table(*(Column(name, overflow="fold") for name in columns), title_justify="left")
+    return Table(*(Column(Text(name), overflow="fold") for name in columns), title_justify="left")
+
+
+def add_row(table: Table, *cells) -> None:
+    """Adds cells as they are: names and reasons hold no markup."""
+    table.add_row(*(Text(str(cell)) for cell in cells))
 
 
 def report(study: Study, changes: dict, console: Console) -> int:
@@ -116,14 +145,20 @@ def report(study: Study, changes: dict, console: Console) -> int:
 
     sets = "".join(f" --set={key}={value}" for key, value in changes.items())
     part = f" --part={_PART.value}" if _PART.value else ""
-    for path in write(study, _RESULTS.value, f"python -m launch.study --study={_STUDY.value}{part}{sets} run"):
-        console.print(str(path), highlight=False, soft_wrap=True)
-    docs = Path(_RESULTS.value).parent / "docs"
-    if docs.is_dir():
-        (docs / "REPRODUCE.md").write_text(reproduce(_RESULTS.value))
-    missing = [t.name for t in study.trials if status(study.folder / t.name)[0] not in ENDED]
+    folder = files.local(_RESULTS.value, "--results")
+    paths, damaged = write(study, folder, f"python -m launch.study --study={_STUDY.value}{part}{sets} run")
+    for path in paths:
+        say(console, line_of(path))
+    missing = [t.name for t in study.trials if status(study.folder / t.name)[0] not in (*ENDED, "damaged")]
     if missing:
-        console.print(f"{len(missing)} of {len(study.trials)} runs have not ended and are left out: {missing[0]}, ...")
+        say(console, f"{len(missing)} of {len(study.trials)} runs have not ended and are left out: {missing[0]}, ...")
+    if damaged:
+        say(console, f"{len(damaged)} of {len(study.trials)} runs are damaged and are left out:")
+    for name, reason in damaged.items():
+        say(console, f"{name}: {reason}")
+    docs = folder.parent / "docs"
+    if docs.is_dir():
+        files.write_atomic(docs / "REPRODUCE.md", reproduce(folder))
     return 0
 
 
@@ -138,7 +173,7 @@ def cost(study: Study, trials: tuple[Trial, ...]) -> Table:
         total += f["flops"]
         counts = (f"{f[k]:,}" for k in ("non_embedding", "parameters", "tokens"))
         hours = f["flops"] * seconds_per_flop / 3600
-        table.add_row(*(str(trial.tags[k]) for k in tags), *counts, f"{f['flops']:.3g}", f"{hours:,.3g}")
+        add_row(table, *(trial.tags[k] for k in tags), *counts, f"{f['flops']:.3g}", f"{hours:,.3g}")
     hours = total * seconds_per_flop / 3600
     table.title = f"{len(trials)} runs, {total:.3g} FLOP, {hours:,.3g} chip-hours ({basis})"
     return table

@@ -3,14 +3,16 @@
 import base64
 import html
 import io
-import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import quote
 
+from jaxlab import files
 from jaxlab.config import InputError
 from jaxlab.studies.claim import Judged
-from jaxlab.studies.study import ENDED, Analysis, Study, results, status, write_csv
+from jaxlab.studies.study import Analysis, Study, csv_text, of_the_study, record, survey
 
 LOSS = "validation loss (nats/token)"
 COLOURS = {"supported": "#1a7f37", "contradicted": "#b3261e", "inconclusive": "#6b6b6b"}
@@ -26,30 +28,45 @@ pre { background: #f4f4f4; padding: .5rem }
 """
 
 
-def write(study: Study, folder: str | Path, command: str) -> list[Path]:
-    """Writes results.csv, seconds.csv, claims.json, figures, report.md and report.html; returns their paths.
+def write(study: Study, folder: str | Path, command: str) -> tuple[list[Path], dict[str, str]]:
+    """Writes results.csv, seconds.csv, claims.json, figures, report.md and report.html: all of them, or none where
+    anything goes wrong. Returns their paths, and {run: why} of the damaged runs that are left out.
 
     command: what made the runs, for the reader. Raises InputError where no run has ended.
     """
-    rows = results(study)
+    rows, damaged = survey(study)
     if not rows:
-        raise InputError(f"{study.folder}: no run has ended; first {command}")
-    into = Path(folder) / study.name / study.scale
+        why = f"{len(damaged)} damaged, {next(iter(damaged.values()))}" if damaged else f"first {command}"
+        raise InputError(f"{study.folder}: no run has ended; {why}")
+    about = _about(study, rows, damaged, command)
+    content = {"study": study.name, "scale": study.scale, "command": command, "about": about}
+    with of_the_study(f"{study.name}:{study.scale}", "its analysis failed"):
+        analysis = study.module.analyse(rows)
+        pictures = {name: _png(figure) for name, (figure, _) in analysis.figures.items()}
+        claims = [claim_record(judged) for judged in analysis.claims]
+        blocks = list(_blocks(study, analysis, claims, about, command))
+        made = {
+            "results.csv": csv_text([{k: v for k, v in row.items() if k != "seconds"} for row in rows]),
+            "seconds.csv": csv_text([{"name": row["name"], "seconds": row["seconds"]} for row in rows]),
+            "claims.json": files.seal(content | {"claims": claims}),
+            **{f"{name}.png": picture for name, picture in pictures.items()},
+            "report.md": "\n\n".join(map(_markdown, blocks)) + "\n",
+            "report.html": _page(study, blocks, pictures),
+        }
+    into = files.local(folder, "--results") / study.name / study.scale
     into.mkdir(parents=True, exist_ok=True)
-    write_csv(into / "results.csv", [{k: v for k, v in row.items() if k != "seconds"} for row in rows])
-    write_csv(into / "seconds.csv", [{"name": row["name"], "seconds": row["seconds"]} for row in rows])
-    analysis = study.module.analyse(rows)
-    for name, (figure, _) in analysis.figures.items():
-        figure.savefig(into / f"{name}.png", dpi=150, facecolor="white")
-    about = _about(study, rows, command)
-    record = {"study": study.name, "scale": study.scale, "command": command, "about": about}
-    claims = [claim_record(judged) for judged in analysis.claims]
-    (into / "claims.json").write_text(json.dumps(record | {"claims": claims}, indent=1) + "\n")
-    blocks = list(_blocks(study, analysis, claims, about, command))
-    (into / "report.md").write_text("\n\n".join(map(_markdown, blocks)) + "\n")
-    pictures = {name: figure for name, (figure, _) in analysis.figures.items()}
-    (into / "report.html").write_text(_page(study, blocks, pictures))
-    return sorted(into.iterdir())
+    with TemporaryDirectory(dir=into, prefix=".report-") as beside:
+        for name, text in made.items():
+            files.write_atomic(Path(beside) / name, text)
+        for name in made:  # nothing is left to go wrong
+            (Path(beside) / name).replace(into / name)
+    return sorted(into / name for name in made), damaged
+
+
+def _png(figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150, facecolor="white")
+    return file.getvalue()
 
 
 def claim_record(judged: Judged) -> dict:
@@ -62,22 +79,23 @@ def claim_record(judged: Judged) -> dict:
     }  # fmt: skip
 
 
-def _about(study: Study, rows: list[dict], command: str) -> list[str]:
+def _about(study: Study, rows: list[dict], damaged: dict[str, str], command: str) -> list[str]:
     """Sentences on what lies behind the report."""
-    record = json.loads((study.folder / rows[0]["name"] / "config.json").read_text())
-    states = [status(study.folder / trial.name)[0] for trial in study.trials]
-    ended, diverged = sum(state in ENDED for state in states), states.count("diverged")
-    finished = [row for row in rows if row["epochs"] is not None]
-    epochs = [row["epochs"] for row in finished] or [0.0]
-    left = f"; {len(states) - ended} have not ended, and the report leaves them out" if ended < len(states) else ""
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    begun = record(study.folder / rows[0]["name"] / "config.json")
+    diverged = sum(row["status"] == "diverged" for row in rows)
+    epochs = [row["epochs"] for row in rows if row["epochs"] is not None] or [0.0]
+    missing = len(study.trials) - len(rows) - len(damaged)
+    left = f"; {missing} have not ended, and the report leaves them out" if missing else ""
+    if damaged:
+        left += f"; {len(damaged)} cannot be read, and the report leaves them out: {', '.join(damaged)}"
+    versions = ", ".join(f"{name} {version}" for name, version in begun["versions"].items())
     return [
-        f"{ended} of {len(states)} runs have ended ({diverged} diverged){left}.",
-        f"{sum(r['tokens'] for r in rows):,} training tokens of {record['config']['data.source']} "
-        f"({record['config']['data.tokenizer']}), {min(epochs):.2f} to {max(epochs):.2f} epochs a run, "
+        f"{len(rows)} of {len(study.trials)} runs have ended ({diverged} diverged){left}.",
+        f"{sum(r['tokens'] for r in rows):,} training tokens of {begun['config']['data.source']} "
+        f"({begun['config']['data.tokenizer']}), {min(epochs):.2f} to {max(epochs):.2f} epochs a run, "
         f"{sum(r['flops'] for r in rows):.3g} FLOP, {sum(r['seconds'] for r in rows):,.0f} seconds of training summed "
         "over runs.",
-        f"{record['machine']}; {versions}; one worker a core on CPU.",
+        f"{begun['machine']}; {versions}; one worker a core on CPU.",
     ]
 
 
@@ -117,32 +135,40 @@ def claim_row(claim: dict) -> dict:
 def _markdown(block: tuple) -> str:
     kind, content = block
     if kind == "table":
+        content = content or [{"none": ""}]
         lines = [content[0].keys(), ["---"] * len(content[0]), *(row.values() for row in content)]
-        return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return "\n".join("| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
     if kind == "figure":
-        return f"![{content[0]}]({content[0]}.png)\n\n*{content[1]}*"
-    return {"title": "# {}", "heading": "## {}", "text": "{}", "code": "```\n{}\n```"}[kind].format(content)
+        return f"![{_plain(content[0])}]({quote(content[0])}.png)\n\n*{_plain(content[1])}*"
+    if kind == "code":
+        return f"```\n{content}\n```"
+    return {"title": "# {}", "heading": "## {}", "text": "{}"}[kind].format(_plain(content))
 
 
-def _page(study: Study, blocks: list[tuple], pictures: dict) -> str:
+def _plain(text) -> str:
+    """One line in which Markdown finds no HTML and no links."""
+    return " ".join(str(text).split()).replace("<", "\\<").replace("](", "]\\(")
+
+
+def _page(study: Study, blocks: list[tuple], pictures: dict[str, bytes]) -> str:
     body = "\n".join(_html(block, pictures) for block in blocks)
-    head = f"<meta charset=utf-8><title>{study.name}, {study.scale}</title><style>{STYLE}</style>"
+    title = html.escape(f"{study.name}, {study.scale}")
+    head = f"<meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
     return f"<!doctype html>\n<html lang=en><head>{head}</head>\n<body>\n{body}\n</body></html>\n"
 
 
 def _html(block: tuple, pictures: dict) -> str:
     kind, content = block
     if kind == "table":
+        content = content or [{"none": ""}]
         head = "".join(f"<th>{html.escape(str(name))}" for name in content[0])
         rows = ("<tr>" + "".join(f"<td>{_coloured(cell)}" for cell in row.values()) for row in content)
         return f"<table><tr>{head}\n" + "\n".join(rows) + "\n</table>"
     if kind == "figure":
         name, caption = content
-        file = io.BytesIO()
-        pictures[name].savefig(file, format="png", dpi=150, facecolor="white")
-        data = base64.b64encode(file.getvalue()).decode()
-        width = 96 * pictures[name].get_figwidth()  # the size that it was drawn for
-        picture = f"<img alt={name} width={width:.0f} src=data:image/png;base64,{data}>"
+        data = base64.b64encode(pictures[name]).decode()
+        width = int.from_bytes(pictures[name][16:20], "big") * 96 / 150  # the size that it was drawn for
+        picture = f'<img alt="{html.escape(name)}" width={width:.0f} src=data:image/png;base64,{data}>'
         return f"<figure>{picture}<figcaption>{html.escape(caption)}</figcaption></figure>"
     tag = {"title": "h1", "heading": "h2", "text": "p", "code": "pre"}[kind]
     return f"<{tag}>{html.escape(content)}</{tag}>"
@@ -154,7 +180,8 @@ def _coloured(cell) -> str:
 
 
 def reproduce(folder: str | Path) -> str:
-    """docs/REPRODUCE.md: every claim of every report below the folder of results."""
+    """docs/REPRODUCE.md: every claim of every report below the folder of results. Raises InputError for a claims.json
+    that is damaged."""
     lines = [
         "# What reproduces",
         "",
@@ -162,11 +189,13 @@ def reproduce(folder: str | Path) -> str:
         "95 %, at the scale named: a small one, on other data than the papers'.",
     ]
     for path in sorted(Path(folder).glob("*/*/claims.json")):
-        record = json.loads(path.read_text())
+        found = files.read_record(path, study=str, scale=str, about=list, command=str, claims=list)
         report = path.parent.relative_to(Path(folder).parent) / "report.md"
-        lines += ["", f"## {record['study']}, {record['scale']}", "", *record["about"], ""]
-        lines += [f"`{record['command']}`, [report](../{report})", ""]
-        lines.append(_markdown(("table", [claim_row(claim) for claim in record["claims"]])))
+        with files.reading(path):
+            table = [claim_row(claim) for claim in found["claims"]]
+        lines += ["", _markdown(("heading", f"{found['study']}, {found['scale']}")), ""]
+        lines += [*map(_plain, found["about"]), "", f"`{found['command']}`, [report](../{report})", ""]
+        lines.append(_markdown(("table", table)))
     return "\n".join(lines) + "\n"
 
 

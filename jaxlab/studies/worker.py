@@ -4,31 +4,51 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 
+from jaxlab import files
 from jaxlab.config import InputError
-from jaxlab.studies.study import ENDED, Study, Trial, facts, held, load, status
+from jaxlab.studies.study import (
+    ENDED,
+    RECORDS,
+    Study,
+    Trial,
+    check_metrics,
+    facts,
+    held,
+    holder,
+    line_of,
+    load,
+    record,
+    status,
+)
+
+STAY = ("lock", "log.txt")  # where the rest of a run is set aside
+ALL = ("config.json", "metrics.jsonl")  # where one of these is damaged, the run is trained again from its start
 
 
-def run(study: Study, trials: Sequence[Trial], workers: int, population: int, again: dict, watch: Callable) -> None:
+def run(
+    study: Study, trials: Sequence[Trial], workers: int, population: int, again: dict, watch: Callable
+) -> list[str]:
     """Trains the trials, in this process if workers is 1 and otherwise in that many, each on its own cores.
 
     population: how many runs of one shape train as one program (train.population). again: the arguments of `load` that
-    made the study, for the other processes. watch() is called while they work. Raises InputError for more workers than
-    cores. Small models leave a second core idle: two processes of one core each train 1.4 to 1.9 times as many tokens a
-    second as one process of two (docs/LAB.md).
+    made the study, for the other processes. watch() is called while they work. Returns a line for each process that was
+    killed, with the run that it had: the same command takes that up again. Small models leave a second core idle: two
+    processes of one core each train 1.4 to 1.9 times as many tokens a second as one process of two (docs/LAB.md).
     """
-    cores = sorted(os.sched_getaffinity(0))
-    if workers > len(cores):
-        raise InputError(f"--workers={workers}: this machine has {len(cores)} cores")
     if workers == 1:
-        return train_all(study, trials, population)
+        train_all(study, trials, population)
+        return []
+    cores = sorted(os.sched_getaffinity(0))
     context = multiprocessing.get_context("spawn")  # JAX has threads, which a fork would lose
     names = [trial.name for trial in trials]
     work = [(again, names, population, cores[i::workers]) for i in range(workers)]
@@ -43,6 +63,65 @@ def run(study: Study, trials: Sequence[Trial], workers: int, population: int, ag
     finally:  # Ctrl-C reaches the workers too, and they save what they hold
         for process in processes:
             process.join()
+    return [_lost(study, trials, process) for process in processes if process.exitcode]
+
+
+def _lost(study: Study, trials: Sequence[Trial], process) -> str:
+    left = [t.name for t in trials if status(study.folder / t.name)[0] not in ENDED]
+    runs = [name for name in left if holder(study.folder / name) == process.pid]
+    code = process.exitcode
+    how = f"with status {code}" if code > 0 else f"by {signal.Signals(-code).name}"
+    how += ", as for want of memory" if code == -signal.SIGKILL else ""
+    return f"a worker was ended {how}; it had {', '.join(runs) or 'no run'}"
+
+
+def check_workers(workers: int) -> None:
+    """Raises InputError for more workers than cores."""
+    cores = len(os.sched_getaffinity(0))
+    if workers > cores:
+        raise InputError(f"--workers={workers}: this machine has {cores} cores")
+
+
+def mend(study: Study, trial: Trial) -> str:
+    """Sets aside what is damaged of a run that nobody holds: a record of its end, so that it is finished again, or all
+    that there is where its config or its metrics are damaged. Returns a line that says so, or nothing.
+
+    Raises OSError where the folder cannot be written.
+    """
+    folder = study.folder / trial.name
+    if status(folder)[0] in ("planned", "running"):
+        return ""
+    with held(folder) as ours:
+        damaged = _damaged(study, folder) if ours else {}
+        if not damaged:
+            return ""
+        names = damaged.keys()
+        if names & set(ALL):
+            names = {p.name for p in folder.iterdir() if p.name not in STAY and not p.name.startswith("damaged-")}
+        aside = folder / f"damaged-{1 + len(list(folder.glob('damaged-*')))}"
+        aside.mkdir()
+        for name in names:
+            (folder / name).rename(aside / name)
+        return f"{'; '.join(map(line_of, damaged.values()))}: set aside in {aside.name}, and made again"
+
+
+def _damaged(study: Study, folder: Path) -> dict[str, InputError]:
+    """{file: what is wrong with it} of the files by which a run is known."""
+    found, steps = {}, None
+    ended = any((folder / file).exists() for file in ENDED.values())
+    for name in RECORDS:
+        try:
+            if (folder / name).exists() or (ended and name == "config.json"):
+                content = record(folder / name)
+                steps = content.get("steps", steps)
+        except InputError as error:
+            found[name] = error
+    if ended and hasattr(study.module, "measured"):
+        try:
+            check_metrics(folder, steps)
+        except InputError as error:
+            found["metrics.jsonl"] = error
+    return found
 
 
 def as_many_as_fit() -> int:
@@ -55,8 +134,14 @@ def as_many_as_fit() -> int:
 def _work(again: dict, names: list[str], population: int, cores: list[int]) -> None:
     os.sched_setaffinity(0, cores)  # before JAX counts them
     threading.Thread(target=_stop_when_orphaned, daemon=True).start()
-    study = load(**again)
-    train_all(study, [trial for trial in study.trials if trial.name in names], population)
+    try:
+        study = load(**again)
+        train_all(study, [trial for trial in study.trials if trial.name in names], population)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (InputError, OSError) as error:  # of what all runs have in common
+        print(f"error: {line_of(error)}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _stop_when_orphaned() -> None:
@@ -78,7 +163,9 @@ def train_all(study: Study, trials: Sequence[Trial], population: int = 1) -> Non
             while waiting and len(taken) < population and _same_plan(waiting[0], taken):
                 trial = waiting.popleft()
                 folder = study.folder / trial.name
-                ours = locks.enter_context(held(folder, patience=1.0))
+                ours = False
+                with suppress(OSError):  # of one run's folder, which `status` tells of
+                    ours = locks.enter_context(held(folder, patience=1.0))
                 if ours and status(folder, running=False)[0] not in ENDED:
                     taken.append(trial)
             program, stopped = _train(study, taken, program)
@@ -94,7 +181,7 @@ def _same_plan(trial: Trial, taken: list[Trial]) -> bool:
 def _longest_shape_first(trial: Trial) -> tuple:
     """Workers that take the longest runs first end together."""
     found = facts(trial.config)
-    per_token = found["flops"] // found["tokens"]
+    per_token = found["flops"] // max(found["tokens"], 1)
     return -per_token, json.dumps(trial.config.model.to_dict()), trial.config.batch.tokens, -found["tokens"], trial.name
 
 
@@ -105,31 +192,30 @@ def _train(study: Study, trials: list[Trial], program) -> tuple:
     from jaxlab.train.population import alike, in_step, train_together
 
     with ExitStack() as logs:
-        folders = [study.folder / trial.name for trial in trials]
-        files = [logs.enter_context((folder / "log.txt").open("a")) for folder in folders]
-        consoles = [Console(file=file, width=120) for file in files]
-        runs = []
-        for trial, folder, console in zip(trials, folders, consoles, strict=True):
-            with _failure_noted([folder], console):
-                runs.append((build(trial.config, program), folder, console))
+        folders, runs = [study.folder / trial.name for trial in trials], []
+        for trial, folder in zip(trials, folders, strict=True):
+            with _failure_noted(folder):
+                file = logs.enter_context((folder / "log.txt").open("a", encoding="utf-8"))
+                runs.append((build(trial.config, program), folder, Console(file=file, width=120)))
                 program = runs[-1][0].program
         if len(runs) > 1 and all(alike(run, runs[0][0]) for run, *_ in runs) and in_step([f for _, f, _ in runs]):
-            with _failure_noted(folders, consoles[0]):
+            with _failure_noted(*folders):
                 outcomes = train_together(*map(list, zip(*runs, strict=True)))
                 for folder, outcome in zip(folders, outcomes, strict=True):
                     _note_divergence(folder, outcome)
                 return program, any(outcome is None for outcome in outcomes)
             return program, False
         for run, folder, console in runs:
-            with _failure_noted([folder], console):
+            with _failure_noted(folder):
                 if train(run, folder, console) is None:
                     return program, True
     return program, False
 
 
 @contextmanager
-def _failure_noted(folders: list[Path], console: Console) -> Iterator[None]:
-    """Within it, a run that diverges leaves diverged.json and one that fails failed.json: the study goes on."""
+def _failure_noted(*folders: Path) -> Iterator[None]:
+    """Within it, a run that diverges leaves diverged.json and one that fails failed.json: the study goes on. Raises
+    OSError where not even that can be written."""
     from jaxlab.train.checkpoint import NonFinite
 
     for folder in folders:
@@ -137,11 +223,13 @@ def _failure_noted(folders: list[Path], console: Console) -> Iterator[None]:
     try:
         yield
     except NonFinite as error:
-        _note_divergence(*folders, error)
-    except Exception as error:  # of any kind
-        console.print_exception()
         for folder in folders:
-            _write(folder / "failed.json", {"reason": f"{type(error).__name__}: {error}"})
+            _note_divergence(folder, error)
+    except Exception as error:  # of any kind
+        for folder in folders:
+            with suppress(OSError), (folder / "log.txt").open("a", encoding="utf-8") as log:
+                traceback.print_exc(file=log)
+            files.write_record(folder / "failed.json", {"reason": f"{type(error).__name__}: {error}"})
 
 
 def _note_divergence(folder: Path, outcome) -> None:
@@ -149,18 +237,19 @@ def _note_divergence(folder: Path, outcome) -> None:
 
     if isinstance(outcome, Exception):
         seconds = sum(row.get("seconds", 0) for row in read(folder / "metrics.jsonl"))
-        _write(folder / ENDED["diverged"], {"reason": str(outcome), "seconds": round(seconds, 1)})
-
-
-def _write(path: Path, content: dict) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content) + "\n")
-    part.replace(path)
+        ended = {"reason": str(outcome), "seconds": round(seconds, 1)}
+        files.write_record(folder / ENDED["diverged"], ended)
 
 
 def _keep_compiled_programs(folder: Path) -> None:
-    """JAX's persistent cache of compiled programs, unless it is set up already."""
+    """JAX's persistent cache of compiled programs, unless it is set up already.
+
+    zlib notices a changed byte, and JAX then compiles anew. zstd, which JAX prefers where it is there, does not: a
+    damaged program would be run.
+    """
     import jax
+    from jax._src import compilation_cache  # nothing public chooses
 
     if not jax.config.jax_compilation_cache_dir:
+        compilation_cache.zstd = compilation_cache.zstandard = None
         jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))

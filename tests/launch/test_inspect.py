@@ -1,6 +1,8 @@
 """What launch.inspect draws of a workdir, and what it says where there is nothing to draw."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 
@@ -50,3 +52,80 @@ def test_where_there_are_no_spectra_it_says_so(tmp_path):
     assert f"workdir={tmp_path}: holds no run" in refused()
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "tokens": 512}\n')
     assert "has no spectra; train with --config.spectra.at=log:50" in refused()
+
+
+EACH = """
+import sys
+from pathlib import Path
+from jaxlab.config import InputError
+from launch.inspect import measurements
+for folder in sys.argv[1:]:
+    try:
+        print(len(measurements(Path(folder))[0]))
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_what_cannot_be_drawn_is_one_line(tmp_path):
+    """In one process: damage to the rows, and to the eigenvalues of the last of them."""
+    said = {}
+
+    def case(says, change):
+        folder = tmp_path / str(len(said))
+        folder.mkdir()
+        write(folder, (512, 4_096))
+        change(folder)
+        said[folder] = says
+
+    def row(**values):
+        row = json.loads((tmp_path / "0" / "metrics.jsonl").read_text().splitlines()[1]) | values
+        text = json.dumps({k: v for k, v in row.items() if v is not None}) + "\n"
+        return lambda folder: (folder / "metrics.jsonl").write_text(text)
+
+    def arrays(**values):
+        values = {name.replace("_", "/"): value for name, value in values.items()}
+        return lambda folder: np.savez(folder / "spectra" / "4096.npz", **values)
+
+    def npz(content):
+        return lambda folder: (folder / "spectra" / "4096.npz").write_bytes(content)
+
+    good, other = np.ones(8, np.float32), np.ones(16, np.float32)
+    case("2", lambda folder: None)
+    case("4096.npz: there is no such file", lambda folder: (folder / "spectra" / "4096.npz").unlink())
+    case("4096.npz: cannot be read", npz(b""))
+    case("4096.npz: cannot be read", npz(b"no archive"))
+    case("4096.npz: cannot be read", npz((tmp_path / "0" / "spectra" / "4096.npz").read_bytes()[:-40]))
+    case("4096.npz: cannot be read", arrays(post_0=np.array([{}], object)))
+    case("holds nothing; must hold post/0", arrays())
+    case("holds x; must hold post/0", arrays(x=good))
+    case("holds post/0, post/2; must hold post/0", arrays(post_0=good, post_2=good))
+    case("post/0 is float32 [8, 1]; must be eigenvalues", arrays(post_0=good[:, None], post_1=other))
+    case("post/0 is int64 [2]; must be eigenvalues", arrays(post_0=np.array([1, 2]), post_1=other))
+    case("post/0 is float32 []; must be eigenvalues", arrays(post_0=np.float32(1), post_1=other))
+    case("holds post/0, post/1, pre/1; must hold", arrays(post_0=good, post_1=other, pre_1=good))
+    case("pre/hard_rank/0 is missing", arrays(post_0=good, post_1=other, pre_0=good))
+    case("the spectra at 4096 tokens: post/sui/1 is missing", row(**{"post/sui/1": None}))
+    case("post/sui/1 is 'high'; must be int or float", row(**{"post/sui/1": "high"}))
+    case("post/sui/1 is [1]; must be", row(**{"post/sui/1": [1]}))
+    case("int too large to convert to float", row(**{"post/sui/1": 10**400}))
+    case("has no spectra; train with", row(tokens="many"))
+    case("has no spectra; train with", row(kind=["spectra"]))
+    case("has no spectra; train with", lambda folder: (folder / "metrics.jsonl").write_bytes(b"\xff\0[]\nnull\n"))
+    case("metrics.jsonl: cannot be read", lambda f: [(f / "metrics.jsonl").unlink(), (f / "metrics.jsonl").mkdir()])
+    words = [sys.executable, "-c", EACH, *map(str, said)]
+    done = subprocess.run(words, cwd=tiny.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(said)
+    for line, (folder, says) in zip(lines, said.items(), strict=True):
+        assert says in line
+        assert line == "2" or str(folder) in line
+
+
+def test_a_layer_without_any_variance_is_drawn(tmp_path):
+    write(tmp_path, (512,))
+    np.savez(tmp_path / "spectra" / "512.npz", **{"post/0": np.zeros(8), "post/1": np.full(16, np.nan)})
+    done = tiny.launch("inspect", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "spectra-post.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
