@@ -34,8 +34,8 @@ def open_builder(wanted: str, data_dir: str | Path | None, key: str) -> Any:
     """The TFDS builder of `NAME[/CONFIG][:VERSION]`, the newest version unless told, as prepared under `data_dir`.
 
     data_dir: a folder or a bucket; empty: the TFDS default. key: what a person set to want it, for the messages.
-    Nothing is downloaded, and no code is run but that of tensorflow_datasets. Raises InputError when the data set is not
-    prepared there, when its description cannot be read, or names a class or a file from elsewhere.
+    Nothing is downloaded, and no code is run but that of tensorflow_datasets. Raises InputError when the data set is
+    not prepared there, when its description cannot be read, or names a class or a file from elsewhere.
     """
     import tensorflow_datasets as tfds
     from etils import epath

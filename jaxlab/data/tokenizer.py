@@ -155,7 +155,7 @@ def _sentencepiece(spec: str, content: bytes) -> Tokenizer:
         for i, text in enumerate(texts):
             if ours and SPACE_MARK in text:
                 encoded[i] = _spell_mark(model, text)
-        return _without_eos(spec, model.eos_id(), texts, encoded)
+        return [np.asarray(ids, np.int32) for ids in encoded]
 
     def decode(ids):
         return model.decode([i for i in np.asarray(ids).tolist() if i >= 0])
@@ -189,8 +189,11 @@ def _hugging_face(spec: str, content: bytes) -> Tokenizer:
     model.encode_special_tokens = True  # as text: a document that names the separator is not two documents
 
     def encode(texts):
-        encoded = [e.ids for e in model.encode_batch_fast(texts, add_special_tokens=False)]
-        return _without_eos(spec, eos, texts, encoded)
+        encoded = [np.asarray(e.ids, np.int32) for e in model.encode_batch_fast(texts, add_special_tokens=False)]
+        for text, ids in zip(texts, encoded, strict=True):
+            if eos in ids:  # the name of a token that the file does not call special
+                raise InputError(f"data.tokenizer={spec!r}: reads the end of a document (id {eos}) in {text[:60]!r}")
+        return encoded
 
     def decode(ids):
         kept = [i for i in np.asarray(ids).tolist() if i >= 0 and i != eos]
@@ -214,14 +217,3 @@ def _clean(spec: str, content: bytes) -> bytes:
     for part, key in settings:
         part[key] = None
     return json.dumps(found, ensure_ascii=False).encode() if settings else content
-
-
-def _without_eos(spec: str, eos: int, texts: list[str], encoded: list[list[int]]) -> list[np.ndarray]:
-    """The ids as arrays. Raises InputError where a text holds the id that separates documents."""
-    arrays = [np.asarray(ids, np.int32) for ids in encoded]
-    for text, ids in zip(texts, arrays, strict=True):
-        if eos in ids:
-            raise InputError(
-                f"data.tokenizer={spec!r}: reads the end of a document (id {eos}) in the text {text[:60]!r}"
-            )
-    return arrays

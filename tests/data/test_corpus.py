@@ -90,11 +90,11 @@ def test_hash_of_files_follows_content_and_name_not_place(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}\n', r"a\.jsonl:2: the row has no string field `text`"),
-        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl:1: the row has no string field `text`"),
-        ("a.jsonl", b'{"text": "x"}\n\n{"text"\n', r"a\.jsonl:3: not a JSON row"),
-        ("a.jsonl", b'["text"]\n', r"a\.jsonl:1: the row has no string field `text`"),
-        ("a.txt", b"ab\xff", r"a\.txt: not UTF-8 text \(byte 2\)"),
+        ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}\n', r"a\.jsonl:2: text is missing"),
+        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl:1: text is 3; must be str"),
+        ("a.jsonl", b'{"text": "x"}\n\n{"text"\n', r"a\.jsonl:3: cannot be read \(Expecting ':'"),
+        ("a.jsonl", b'["text"]\n', r"a\.jsonl:1: holds \['text'\]; must be a JSON object"),
+        ("a.txt", b"ab\xff", r"a\.txt: cannot be read \('utf-8' codec can't decode byte 0xff in position 2"),
         ("a.txt.gz", b"plain", r"a\.txt\.gz: cannot be read"),
         ("a.txt.gz", gzip.compress(b"x" * 999, mtime=0)[:-9], r"a\.txt\.gz: cannot be read"),
         ("a.txt.xz", b"plain", r"a\.txt\.xz: cannot be read"),

@@ -46,11 +46,12 @@ def test_prepares_once_and_reports(launch):
         ("--config.data.source=wiki", "data.source='wiki' is unknown; allowed: news"),
         ("--config.data.tokenizer=words", "data.tokenizer='words' is unknown; allowed: bytes"),
         ("--config.data.validation_fraction=1.5", "data.validation_fraction=1.5"),
-        ("--config.data.store=/proc/nowhere/store", "data.store: cannot write"),
+        ("--config.data.store=/proc/nowhere/store", "/proc/nowhere/store/prepare.json: cannot be written"),
+        ("--config.data.source=files:{folder}/[ab]*.text", "files:{folder}/[ab]*.text: matches no file"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(launch, tmp_path, flag, message):
-    result = launch(flag)
+    result, message = launch(flag.format(folder=tmp_path)), message.format(folder=tmp_path)
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
