@@ -45,18 +45,10 @@ class Corpus:
             for row in self.read():
                 document = Document(*row)
                 for part in (document.id, document.text):
-                    if not _is_utf8(part):
+                    if not files.is_utf8(part):
                         raise InputError(f"data.source={self.name}: {document.id!a} is not UTF-8 text")
                 if document.text.strip():
                     yield document
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # unpaired surrogates: of JSON, or of bytes in names of files
-        return False
-    return True
 
 
 def open_corpus(source: str, *, archives: str | Path, tfds_dir: str | Path | None = None) -> Corpus:

@@ -36,10 +36,21 @@ def find_files(pattern: str) -> dict[str, Path]:
     if not paths:
         raise InputError(f"data.source=files:{pattern}: matches no file")
     for path in paths:
+        if not is_utf8(str(path)):
+            raise InputError(f"data.source=files:{pattern}: the name {str(path)!a} is not UTF-8 text")
         if _kind(path.name) not in (*PLAIN, ".jsonl", ".tar"):
             raise InputError(f"{path}: cannot read this kind of file; allowed: {ALLOWED}")
     root = _fixed_part(wanted)
     return {path.relative_to(root).as_posix(): path for path in paths}
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold a text. It cannot hold unpaired surrogates, which come from JSON and from names of files."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _fixed_part(pattern: Path) -> Path:
