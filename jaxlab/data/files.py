@@ -45,7 +45,7 @@ def find_files(pattern: str) -> dict[str, Path]:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether UTF-8 can hold a text. It cannot hold unpaired surrogates, which come from JSON and from names of files."""
+    """Whether UTF-8 can hold a text: not the unpaired surrogates that JSON and names of files may give."""
     try:
         text.encode()
     except UnicodeEncodeError:

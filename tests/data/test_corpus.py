@@ -3,20 +3,24 @@
 import csv
 import gzip
 import hashlib
+import importlib.machinery
 import io
 import json
 import lzma
 import os
 import re
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pytest
 
 from jaxlab.config import InputError
 from jaxlab.data import archives as registry
+from jaxlab.data import files
 from jaxlab.data.corpus import Document, open_corpus
 
 BOOKS = Path(__file__).parents[2].parent / "shared" / "data" / "classic_books.tar.xz"
@@ -50,6 +54,33 @@ COMPRESS = {
     ".xz": lzma.compress,
     ".zst": lambda data: zstd(data[:5]) + zstd(data[5:]),  # two frames, as parallel compressors write
 }
+
+
+def test_hash_of_files_by_hand(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one")
+    (tmp_path / "b.md").write_bytes(b"two")
+    digests = [hashlib.sha256(content).hexdigest() for content in (b"one", b"two")]
+    expected = hashlib.sha256(f"a.txt\0{digests[0]}\nb.md\0{digests[1]}\n".encode()).hexdigest()
+    corpus = open_corpus(f"files:{tmp_path}/*", archives=tmp_path)
+    assert (corpus.sha256, corpus.version, corpus.licence, corpus.note) == (expected, "", "not stated", "")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.txt", ["a.txt"]),
+        ("x/*.txt", ["b.txt", "c.txt"]),
+        ("x/c.txt", ["c.txt"]),
+        ("*/c.txt", ["x/c.txt", "y/c.txt"]),
+        ("**", ["a.txt", "x/b.txt", "x/c.txt", "y/c.txt"]),
+        ("[xz]/?.txt", ["x/b.txt", "x/c.txt"]),
+    ],
+)
+def test_documents_are_named_from_where_the_wildcards_begin(tmp_path, pattern, names):
+    for name in ("y/c.txt", "x/c.txt", "x/b.txt", "a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert [document.id for document in read(f"files:{tmp_path}/{pattern}", tmp_path)] == names
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -304,7 +335,7 @@ def test_a_paper_comes_once_in_all_its_parts(tmp_path):
 
 
 def test_cloud_docs_are_sentences_of_long_paragraphs_each_once(tmp_path):
-    long, short = f"One {'a' * 40}. Two {'b' * 46}.", f"One {'a' * 40}. Two {'b' * 45}."
+    long, short = f"One {'a' * 40}. Two {'b' * 49}.", f"One {'a' * 40}. Two {'b' * 48}."
     assert (len(long), len(short)) == (100, 99)
     first = {"documentation": f"<p>{long}</p><p>{short}</p>", "shapes": [{"S": {"documentation": f"&lt;{'c' * 99}"}}]}
     second = {"documentation": f"<b>One {'a' * 40}</b>.  Three  {'d' * 60}. <br/>ignored", "other": ["documentation"]}
@@ -324,15 +355,15 @@ def test_cloud_docs_are_sentences_of_long_paragraphs_each_once(tmp_path):
         ("news", lambda p: p.write_bytes(b"PK"), "a.whl: cannot be read (File is not a zip"),
         ("news", lambda p: zipped(p, {"x": b""}), "a.whl: cannot be read (\"There is no item named"),
         ("news", lambda p: news(p, "article_id,text\n1,x"), "a.whl: row 1 of NewsArticles.csv: title is missing"),
-        ("news", lambda p: news(p, "article_id,title,text\n1,A,B\n2,C"), "row 2 of NewsArticles.csv: text is None; must"),
+        ("news", lambda p: news(p, "article_id,title,text\n1,A,B\n2,C"), "row 2 of NewsArticles.csv: text is None"),
         ("news", lambda p: news(p, b"article_id,title,text\n1,A,\xff"), "a.whl: cannot be read ('utf-8' codec"),
         ("papers", lambda p: zipped(p, {PAPERS: b"{}"}), "a.whl: cannot be read (Not a gzip"),
         ("papers", lambda p: papers(p, paper("1_0"), b"{"), f"row 2 of {PAPERS}: cannot be read"),
         ("papers", lambda p: papers(p, b"{}"), f"row 1 of {PAPERS}: doc is missing"),
         ("papers", lambda p: papers(p, {"id": "1"}), f"row 1 of {PAPERS}: title is missing"),
-        ("papers", lambda p: papers(p, paper("1", full_text={})), f"row 1 of {PAPERS}: cannot be read ('section_name')"),
+        ("papers", lambda p: papers(p, paper("1", full_text={})), f"row 1 of {PAPERS}: cannot be read"),
         ("cloud-docs", lambda p: cloud_docs(p, {"a/b": b"{"}), "a.whl: botocore/data/a/b/service-2.json.gz: cannot be"),
-        ("cloud-docs", lambda p: zipped(p, {"botocore/data/a/b/service-2.json.gz": b"{}"}), "a.whl: cannot be read (Not"),
+        ("cloud-docs", lambda p: zipped(p, {"botocore/data/a/b/service-2.json.gz": b"{}"}), "a.whl: cannot be read"),
     ],
 )  # fmt: skip
 def test_a_damaged_archive_names_its_row(tmp_path, reader, make, message):
@@ -398,6 +429,32 @@ def test_cloud_docs_repeat_no_sentence_and_hold_no_html(archives):
     assert not any("<p>" in line or "</" in line for line in paragraphs[:10000])
     assert 15 < size(documents) < 19  # 51 MB with tags, repeats and labels
     assert len({document.id for document in documents}) == len(documents)
+
+
+def test_docs_are_the_paragraphs_of_docstrings_each_once(tmp_path, monkeypatch):
+    package = tmp_path / "made"
+    (package / "tests").mkdir(parents=True)
+    quotes = '"' * 3
+    code = {
+        "tests/c.py": ":In no corpus.:",
+        "a.py": ":First.\n\nSecond.:\nx = 'no docstring'\ndef f() -> 1:\n    :Second.\n\n    Third\n    line.:\n"
+        "class C(F):\n    :Fourth.:\n    async def g(self) -> 1:\n        :Fifth.:\n",
+        "b.py": "def (",
+        "d.py": ":Third\nline.:",
+    }
+    for name, text in code.items():
+        text = re.sub(r":(?=[A-Z])|(?<=\.):", quotes, text)
+        (package / name).write_text(text)
+    spec = importlib.machinery.ModuleSpec("made", None, is_package=True)
+    spec.submodule_search_locations = [str(package)]
+    monkeypatch.setattr(files, "DOCUMENTED", {"numpy": "made"})
+    monkeypatch.setattr(files.importlib.util, "find_spec", {"made": spec}.get)
+    monkeypatch.setattr(files.sysconfig, "get_path", lambda name: str(tmp_path / name / "none"))
+    corpus = open_corpus("docs", archives=tmp_path)
+    text = "First.\n\nSecond.\n\nThird\nline.\n\nFourth.\n\nFifth."
+    assert list(corpus.documents()) == [Document("made/a.py", text)]
+    versions = f"{sys.version}\nnumpy {np.__version__}"
+    assert corpus.sha256 == hashlib.sha256(versions.encode()).hexdigest()
 
 
 def test_docs_are_text_of_installed_packages_and_say_what_they_are_for(tmp_path):

@@ -70,7 +70,8 @@ def test_names_are_printed_as_they_are_and_losses_said(capsys):
     counts = {"documents": 1, "bytes": 2, "tokens": 3}
     meta = {
         "source": config.data.source, "licence": "[1]", "note": "[b]odd[/b]", "corpus_sha256": "0",
-        "tokenizer": "spm:[/]", "vocab_size": 3, "tokenizer_sha256": "1", "altered": 1234, "splits": {"train": counts, "validation": counts},
+        "tokenizer": "spm:[/]", "vocab_size": 3, "tokenizer_sha256": "1", "altered": 1234,
+        "splits": {"train": counts, "validation": counts},
     }  # fmt: skip
     console = Console(width=200)
     with mock.patch.object(preparing, "prepare", return_value=meta):

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from jaxlab.config import InputError
 from jaxlab.data import prepare as preparing
 from jaxlab.data import store as storing
+from jaxlab.data.corpus import Document
 from jaxlab.data.prepare import prepare
 from jaxlab.data.store import CHECKED, load_tokenizer, open_store
 from jaxlab.files import read_record
@@ -128,11 +129,47 @@ def test_shards_of_zeros_are_stored_too(tmp_path):
     assert np.count_nonzero(split.read(np.array([0]), split.num_tokens)) == split.num_tokens // 20001
 
 
+def test_hash_by_hand():
+    """sha256("abc") begins with ba7816bf8f01 (FIPS 180-2, appendix B.1)."""
+    assert preparing._hash01("abc") == 0xBA7816BF8F01 / 2**48
+
+
 @pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
-def test_both_splits_always_have_a_document(corpus, tmp_path, fraction):
-    splits = build(corpus, tmp_path / "store", fraction=fraction)["splits"]
-    documents = sorted(counts["documents"] for counts in splits.values())
-    assert documents == [1, len(TEXTS) - 1]
+def test_both_splits_always_have_a_document(tmp_path, fraction):
+    """At least one, and then the one of the smallest hash is validation, or the one of the largest is training."""
+    names = ["a.txt", "b.txt", "c.txt", "d.txt", "e.txt"]
+    for name in names:
+        (tmp_path / name).write_text(f"{name} text")
+    by_hash = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    assert by_hash != names
+    build(tmp_path, tmp_path / "store", fraction=fraction)
+    alone, split = (by_hash[0], "validation") if fraction < 0.5 else (by_hash[-1], "train")
+    others = [name for name in names if name != alone]
+    for held, texts in ((split, [alone]), ({"train": "validation", "validation": "train"}[split], others)):
+        found = open_store(tmp_path / "store").split(held)
+        tokens = found.read(np.array([0]), found.num_tokens)[0].tolist()
+        assert tokens == [i for name in texts for i in [*f"{name} text".encode(), 256]]
+
+
+def test_texts_are_tokenized_by_so_many_characters_at_once(monkeypatch):
+    monkeypatch.setattr(preparing, "BATCH_CHARACTERS", 10)
+    sizes = [4, 6, 9, 1, 12, 3]
+    batches = preparing._batches(Document(str(i), "é" * size) for i, size in enumerate(sizes))
+    assert [[len(document.text) for document in batch] for batch in batches] == [[4, 6], [9, 1], [12], [3]]
+
+
+def test_a_save_comes_with_every_shard_full_of_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing, "SHARD", 30)
+    monkeypatch.setattr(preparing, "BATCH_CHARACTERS", 1)
+    for i in range(7):
+        (tmp_path / f"{i}.txt").write_text("x" * 9)  # 10 tokens
+    saves = []
+    save = preparing._save
+    monkeypatch.setattr(
+        preparing, "_save", lambda *a: (saves.append(sum(len(i) for p in a[2].values() for i in p)), save(*a))[1]
+    )
+    build(tmp_path, tmp_path / "store", fraction=0.3)
+    assert saves == [30, 30, 10]
 
 
 def test_a_document_keeps_its_split_when_others_come(corpus, tmp_path):

@@ -1,5 +1,6 @@
 """Prepared TensorFlow Datasets, array_record and tfrecord, written and read without TensorFlow."""
 
+import hashlib
 import json
 import struct
 import subprocess
@@ -98,6 +99,81 @@ def test_own_validation_split_is_kept(tmp_path, build):
     meta = prepare("tfds:tiny_text/en", "bytes", tmp_path / "s", archives=tmp_path, tfds_dir=tmp_path)
     assert meta["splits"]["validation"] == {"documents": 2, "bytes": 7, "tokens": 9}
     assert meta["splits"]["train"]["documents"] == 30
+
+
+def test_hash_of_a_prepared_set_by_hand(tmp_path):
+    build_array_record(tmp_path, ("train", "validation"))
+    corpus = open_corpus("tfds:tiny_text/en", archives=tmp_path, tfds_dir=tmp_path)
+    assert corpus.sha256 == hashlib.sha256(b"tiny_text/en/1.0.0\ntrain [30]\nvalidation [2]").hexdigest()
+    assert corpus.version == "1.0.0"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[content.index("grüße".encode())] ^= 1
+    path.write_bytes(content)
+
+
+def without_the_first_record(path):
+    content = path.read_bytes()
+    path.write_bytes(content[16 + int.from_bytes(content[:8], "little") :])
+
+
+@pytest.mark.parametrize(
+    ("build", "damage"),
+    [
+        (build_array_record, cut),
+        (build_array_record, flipped),
+        (build_array_record, lambda path: path.write_bytes(b"")),
+        (build_array_record, lambda path: path.unlink()),
+        (build_tfrecord, cut),
+        (build_tfrecord, without_the_first_record),
+        (build_tfrecord, lambda path: path.write_bytes(b"")),
+        (build_tfrecord, lambda path: path.unlink()),
+    ],
+)
+def test_damaged_records_are_named(tmp_path, build, damage):
+    build(tmp_path, ("train",))
+    damage(next(description(tmp_path).parent.glob("tiny_text-train*")))
+    corpus = open_corpus("tfds:tiny_text/en", archives=tmp_path, tfds_dir=tmp_path)
+    with pytest.raises(InputError, match=r"1\.0\.0.*train") as error:
+        list(corpus.documents())
+    assert "\n" not in str(error.value)
+
+
+def test_a_text_that_is_no_utf8_is_named(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    build_tfrecord(tmp_path, ("train",))
+    payloads = []
+    for text in [b"sound"] * 29 + [b"\xff"]:
+        example = tf_example_pb2.Example()
+        example.features.feature["text"].bytes_list.value.append(text)
+        example.features.feature["n"].int64_list.value.append(0)
+        payloads.append(example.SerializeToString())
+    next(description(tmp_path).parent.glob("*.tfrecord-*")).write_bytes(tfrecord(payloads))
+    corpus = open_corpus("tfds:tiny_text/en", archives=tmp_path, tfds_dir=tmp_path)
+    with pytest.raises(InputError, match=r"1\.0\.0: record 29 of train: cannot be read \('utf-8' codec"):
+        list(corpus.documents())
+
+
+def test_a_set_without_a_training_split(tmp_path):
+    build_array_record(tmp_path, ("validation",))
+    with pytest.raises(InputError, match=r"tfds:tiny_text/en: has no split train; it has \['validation'\]"):
+        open_corpus("tfds:tiny_text/en", archives=tmp_path, tfds_dir=tmp_path)
+
+
+def test_the_folder_may_be_below_a_home(tmp_path, monkeypatch):
+    build_array_record(tmp_path, ("train",))
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    open_corpus("tfds:tiny_text/en", archives=tmp_path, tfds_dir=f"~/{tmp_path.name}")
+    with pytest.raises(InputError, match=r"data\.tfds_dir=~nobody-of-this-name"):
+        open_corpus("tfds:tiny_text/en", archives=tmp_path, tfds_dir="~nobody-of-this-name")
 
 
 @pytest.mark.parametrize("build", [build_array_record, build_tfrecord])
