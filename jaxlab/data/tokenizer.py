@@ -141,10 +141,8 @@ def _sentencepiece(spec: str, content: bytes) -> Tokenizer:
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor()
-    try:
+    with reading(f"data.tokenizer={spec!r}: not a sentencepiece model"):
         model.LoadFromSerializedProto(content)
-    except RuntimeError as error:
-        raise InputError(f"data.tokenizer={spec!r}: not a sentencepiece model") from error
     if model.eos_id() < 0:
         raise InputError(f"data.tokenizer={spec!r}: the model has no end-of-sentence id")
     # A model that we trained spells the space mark in bytes; another's keeps its own rules.
@@ -179,10 +177,8 @@ def _hugging_face(spec: str, content: bytes) -> Tokenizer:
             f"data.tokenizer={spec!r} needs the package tokenizers: pip install 'jaxlab[interop]'"
         ) from error
     content = _clean(spec, content)
-    try:
+    with reading(f"data.tokenizer={spec!r}: not a tokenizer.json"):
         model = tokenizers.Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"data.tokenizer={spec!r}: not a tokenizer.json ({error})") from error
     eos = next((i for i in map(model.token_to_id, EOS_NAMES) if i is not None), None)
     if eos is None:
         raise InputError(f"data.tokenizer={spec!r}: has none of {', '.join(EOS_NAMES)} to separate documents")

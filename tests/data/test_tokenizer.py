@@ -268,3 +268,10 @@ def test_what_is_no_model_is_one_line(kind, content):
     with pytest.raises(InputError, match=f"data.tokenizer='{kind}:x'") as error:
         load(f"{kind}:x", content)
     assert "\n" not in str(error.value)
+
+
+def test_a_damaged_sentencepiece_model_is_one_line():
+    """Its name of a piece is then no UTF-8, nor is what the library says of it."""
+    content = BPE.file[1].replace(b"<0x41>", b"<0\xff41>")
+    with pytest.raises(InputError, match=r"data\.tokenizer='spm:x': not a sentencepiece model"):
+        load("spm:x", content)
