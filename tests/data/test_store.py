@@ -26,6 +26,7 @@ from jaxlab.data import store as storing
 from jaxlab.data.corpus import Document
 from jaxlab.data.prepare import prepare
 from jaxlab.data.store import CHECKED, load_tokenizer, open_store
+from jaxlab.data.tokenizer import make_tokenizer
 from jaxlab.files import read_record
 
 WORDS = "naïve words, 東京 and 12 more; "
@@ -112,6 +113,47 @@ def test_bpe_store_is_self_contained(corpus, tmp_path):
     ids = split.read(np.array([0]), split.num_tokens)[0]
     documents = [tokenizer.decode(part) for part in np.split(ids, np.flatnonzero(ids == tokenizer.eos) + 1)]
     assert documents == [*expected_bytes("train")[1], ""]
+
+
+def test_a_tokenizer_is_trained_on_the_training_split_alone(corpus, tmp_path):
+    meta = build(corpus, tmp_path / "store", "bpe:320", fraction=0.5)
+    texts = expected_bytes("train", 0.5)[1]
+    assert meta["tokenizer_sha256"] == make_tokenizer("bpe:320", texts).sha256
+    assert meta["tokenizer_sha256"] != make_tokenizer("bpe:320", TEXTS.values()).sha256
+
+
+def test_meta_data_say_where_the_tokens_came_from(corpus, built):
+    meta = open_store(built).meta
+    expected = {
+        "format": 1, "source": f"files:{corpus}/*.txt", "tokenizer": "bytes", "validation_fraction": 0.1, "version": "",
+        "licence": "not stated", "note": "", "vocab_size": 257, "eos": 256, "altered": 0,
+        "tokenizer_sha256": hashlib.sha256(b"bytes").hexdigest(),
+    }  # fmt: skip
+    assert {key: meta[key] for key in expected} == expected
+    files = files_of(built)
+    assert meta["files"] == {
+        path.as_posix(): hashlib.sha256(content).hexdigest()
+        for path, content in files.items()
+        if path.name != "meta.json"
+    }
+
+
+def test_a_store_whose_tokenizer_cut_its_texts_is_not_used(corpus, tmp_path):
+    """As a version left it that obeyed what a tokenizer.json says of truncation."""
+    tokenizers = pytest.importorskip("tokenizers")
+    model = tokenizers.ByteLevelBPETokenizer()
+    model.train_from_iterator(TEXTS.values(), vocab_size=300, special_tokens=["</s>"], show_progress=False)
+    (tmp_path / "t.json").write_text(model.to_str())
+    store = tmp_path / "store"
+    build(corpus, store, f"hf:{tmp_path}/t.json")
+    as_older(store)
+    open_store(store)
+    model.enable_truncation(64)
+    (store / "tokenizer.json").write_text(model.to_str())
+    sha256 = hashlib.sha256((store / "tokenizer.json").read_bytes()).hexdigest()
+    rewrite_meta(store, lambda meta: meta.update(tokenizer_sha256=sha256))
+    with pytest.raises(InputError, match=r"tokenizer\.json cuts, pads or varies texts"):
+        open_store(store)
 
 
 def test_large_vocabulary_is_stored_in_32_bits(tmp_path):

@@ -98,6 +98,15 @@ def test_hugging_face_file(tmp_path):
     assert tokenizer.decode([*ids, tokenizer.eos, -1]) == TEXTS[0]
 
 
+def test_the_separator_is_that_of_gpt2_where_there_are_several(tmp_path):
+    oracle = hugging_face_file(tmp_path / "t.json", ["[EOS]", "</s>", "<|endoftext|>"])
+    assert make_tokenizer(f"hf:{tmp_path}/t.json", ()).eos == oracle.token_to_id("<|endoftext|>") == 2
+
+
+def test_bytes_that_are_no_text_are_shown_as_such():
+    assert BYTES.decode([97, 255, 256, -1, 98]) == "a\ufffdb"
+
+
 def test_hugging_face_file_that_adds_special_ids(tmp_path):
     model = hugging_face_file(tmp_path / "t.json", ["</s>"])
     content = json.loads(model.to_str())
