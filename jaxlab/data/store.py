@@ -163,8 +163,8 @@ def stamp(root: Path, names: Iterable[str]) -> dict[str, list[int]]:
 
     def stamp_file(name):
         with suppress(OSError):
-            found = (root / name).stat()
-            return [found.st_size, found.st_mtime_ns]
+            status = (root / name).stat()
+            return [status.st_size, status.st_mtime_ns]
         return []
 
     return {name: stamp_file(name) for name in names}

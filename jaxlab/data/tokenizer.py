@@ -207,9 +207,9 @@ def _clean(spec: str, content: bytes) -> bytes:
     other ids every time; to refuse the file would ask a person for this very change. As it is where there are none.
     """
     where = f"data.tokenizer={spec!r}: not a tokenizer.json"
-    found = need(parse_json(content, where), where, model=dict)
-    settings = [(found, "truncation"), (found, "padding"), (found["model"], "dropout")]
+    parsed = need(parse_json(content, where), where, model=dict)
+    settings = [(parsed, "truncation"), (parsed, "padding"), (parsed["model"], "dropout")]
     settings = [(part, key) for part, key in settings if part.get(key)]
     for part, key in settings:
         part[key] = None
-    return json.dumps(found, ensure_ascii=False).encode() if settings else content
+    return json.dumps(parsed, ensure_ascii=False).encode() if settings else content

@@ -187,10 +187,10 @@ def test_both_splits_always_have_a_document(tmp_path, fraction):
     build(tmp_path, tmp_path / "store", fraction=fraction)
     alone, split = (by_hash[0], "validation") if fraction < 0.5 else (by_hash[-1], "train")
     others = [name for name in names if name != alone]
-    for held, texts in ((split, [alone]), ({"train": "validation", "validation": "train"}[split], others)):
-        found = open_store(tmp_path / "store").split(held)
-        tokens = found.read(np.array([0]), found.num_tokens)[0].tolist()
-        assert tokens == [i for name in texts for i in [*f"{name} text".encode(), 256]]
+    for name, texts in ((split, [alone]), ({"train": "validation", "validation": "train"}[split], others)):
+        opened = open_store(tmp_path / "store").split(name)
+        tokens = opened.read(np.array([0]), opened.num_tokens)[0].tolist()
+        assert tokens == [i for text in texts for i in [*f"{text} text".encode(), 256]]
 
 
 def test_texts_are_tokenized_by_so_many_characters_at_once(monkeypatch):
