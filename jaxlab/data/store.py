@@ -1,22 +1,38 @@
 """The token store: a corpus as flat token arrays with random access, in a folder or a bucket."""
 
-import json
+import hashlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import tensorstore as ts
 
 from jaxlab.config import InputError
 from jaxlab.data.tokenizer import Tokenizer, load
+from jaxlab.files import first_line, local, need, read_record, reading, seal, unseal, write_record
 
 FORMAT = 1
 META, STATE = "meta.json", "prepare.json"  # a store is complete when it has the first, begun with the second
+CHECKED = "checked.json"  # size, time and sha256 of the files that were compared with what META says of them
 SPLITS = ("train", "validation")
+COUNTS = ("documents", "bytes", "tokens")
 SHARD = 1 << 22  # tokens a file; also how much text a killed preparation does again
 CHUNK = 4096  # tokens read and checked together: 8 KiB, so that a window is one or two small reads
 CAPACITY = 1 << 40  # tokens; an array is cut to its length when its preparation ends
 CACHE_BYTES = 256 << 20  # keeps the shards' indices, which would be read again for every window
+KINDS = {
+    "source": str, "tokenizer": str, "validation_fraction": (int, float), "corpus_sha256": str, "licence": str,
+    "note": str, "vocab_size": int, "eos": int, "tokenizer_sha256": str, "splits": dict,
+}  # fmt: skip
+_AGAIN = "remove the folder and prepare it again"
+
+
+class NotWritten(InputError):
+    """A store that cannot be written to, as on a full disk: what is there is sound, and is gone on from."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +43,14 @@ class Split:
     num_tokens: int
     num_bytes: int
     eos: int
+    vocab_size: int
     array: ts.TensorStore
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The windows tokens[s : s + length] for s in starts: int64 [n] -> int32 [n, length].
 
-        Positions past the end are -1. Raises InputError for damaged data, ValueError for a negative start.
+        Positions past the end are -1. Raises InputError for damaged data, such as an id that the tokenizer does not
+        have, and ValueError for a negative start.
         """
         starts = np.asarray(starts, np.int64)
         if starts.size and starts.min() < 0:
@@ -47,7 +65,9 @@ class Split:
                 tokens = read.result()
                 window[: len(tokens)] = tokens
         except ValueError as error:
-            raise InputError(f"data.store: split {self.name} is damaged ({_first_line(error)})") from error
+            raise InputError(f"data.store: split {self.name} is damaged ({first_line(error)})") from error
+        if windows.size and windows.max() >= self.vocab_size:
+            raise InputError(f"data.store: split {self.name} holds id {windows.max()}, of {self.vocab_size} ids in all")
         return windows
 
 
@@ -69,41 +89,113 @@ class TokenStore:
 def open_store(path: str | Path) -> TokenStore:
     """Opens a complete store (a folder, or gs://bucket/folder).
 
-    Raises InputError when there is none, when its preparation has not finished, or when it is damaged.
+    Raises InputError when there is none, when its preparation has not finished, or when a file of it is missing or
+    damaged. Files are compared with the hashes that `prepare` recorded: the small ones always; those of tokens when
+    their size or time is not what it was when they were last compared (CHECKED remembers, in a folder that can be
+    written). In a bucket those are not read through: each piece is checked when it is read, as in any store.
     """
     folder = open_folder(path)
-    meta = read_json(folder, META)
+    meta = read_meta(folder, path)
     if meta is None:
-        state = "is not finished" if read_json(folder, STATE) else "does not exist"
+        if read_file(folder, STATE) is not None:
+            state = "the token store is not finished"
+        elif any(list_files(folder, f"{name}/") for name in SPLITS):
+            state = f"the folder holds something else than a token store, or has lost its {META}"
+        else:
+            state = "the token store does not exist"
         raise InputError(
-            f"data.store={path}: the token store {state}; "
-            f"run python -m launch.prepare --config=configs/demo.py --config.data.store={path}"
+            f"data.store={path}: {state}; run python -m launch.prepare --config=configs/demo.py "
+            f"--config.data.store={path}"
         )
-    if meta.get("format") != FORMAT:
-        raise InputError(f"data.store={path}: has format {meta.get('format')}, not {FORMAT}; {_AGAIN}")
+    check_files(folder, meta, path)
     return TokenStore(str(path), meta, {name: _open_split(folder, name, meta, path) for name in SPLITS})
 
 
-_AGAIN = "remove the folder and prepare it again"
+def read_meta(folder: ts.KvStore, path: str | Path) -> dict | None:
+    """What `prepare` recorded of a store when it was complete, None if there is no record.
+
+    Raises InputError where it cannot be read, is damaged, or is of another format.
+    """
+    meta = read_json(folder, META, format=int)
+    if meta is None:
+        return None
+    where = f"data.store={path}: {META}"
+    if meta["format"] != FORMAT:
+        raise InputError(f"{where} has format {meta['format']}, not {FORMAT}; {_AGAIN}")
+    splits = need(meta, where, **KINDS)["splits"]
+    for counts in need(splits, where, **dict.fromkeys(SPLITS, dict)).values():
+        if min(need(counts, where, **dict.fromkeys(COUNTS, int))[key] for key in COUNTS) < 1:
+            raise InputError(f"{where} has a split without text; {_AGAIN}")
+    return meta
+
+
+def check_files(folder: ts.KvStore, meta: dict, path: str | Path) -> None:
+    """Raises InputError, naming it, for a file of a complete store that is not as `prepare` recorded it."""
+    recorded = meta.get("files")
+    if recorded is None:  # of a version that recorded no hashes
+        _tokenizer(folder, meta, path)
+        return
+    root = None if "://" in str(path) else local(path, "data.store")
+    known, stamps = (_remembered(root), stamp(root, recorded)) if root else ({}, {})
+    shards = {name for name in recorded if "/c/" in name}
+    due = {name for name in shards if root and known.get(name) != [*stamps[name], recorded[name]]}
+    for name, sha256 in hash_files(folder, recorded.keys() - shards | due).items():
+        if sha256 != recorded[name]:
+            state = "is damaged: it is not as it was written" if sha256 else "is missing"
+            raise InputError(f"data.store={path}: {name} {state}; {_AGAIN}")
+    if due:
+        remember(root, recorded, stamps)
+
+
+def hash_files(folder: ts.KvStore, names: Iterable[str]) -> dict[str, str | None]:
+    """{name: sha256 of the file, None if there is none}, in order of the names."""
+
+    def hash_file(name):
+        content = read_file(folder, name)
+        return name, None if content is None else hashlib.sha256(content).hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        return dict(pool.map(hash_file, sorted(names)))
+
+
+def stamp(root: Path, names: Iterable[str]) -> dict[str, list[int]]:
+    """{name: [size, time of the last change in ns]} of files, empty where there is none."""
+
+    def stamp_file(name):
+        with suppress(OSError):
+            status = (root / name).stat()
+            return [status.st_size, status.st_mtime_ns]
+        return []
+
+    return {name: stamp_file(name) for name in names}
+
+
+def remember(root: Path, files: dict[str, str], stamps: dict[str, list[int]]) -> None:
+    """Notes that files of these sizes and times had these hashes; not where nothing can be written."""
+    with suppress(OSError):
+        write_record(root / CHECKED, {"files": {name: [*stamps[name], sha256] for name, sha256 in files.items()}})
+
+
+def _remembered(root: Path) -> dict:
+    with suppress(InputError):  # not there or damaged: all files are read once more
+        return read_record(root / CHECKED, files=dict)["files"]
+    return {}
 
 
 def _open_split(folder: ts.KvStore, name: str, meta: dict, path: str | Path) -> Split:
     counts = meta["splits"][name]
-    if len(folder.list(keys_below(f"{name}/c/")).result()) != -(-counts["tokens"] // SHARD):
-        raise InputError(f"data.store={path}: files of the split {name} are missing; {_AGAIN}")
     # Nothing changes once meta.json exists: what is cached need not be compared with the files.
     spec = {"driver": "zarr3", "recheck_cached_data": False, "recheck_cached_metadata": False}
     context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
-    try:
+    with reading(f"data.store={path}: the split {name}"):
+        if len(list_files(folder, f"{name}/c/")) != -(-counts["tokens"] // SHARD):
+            raise InputError(f"data.store={path}: files of the split {name} are missing; {_AGAIN}")
         array = ts.open(spec, kvstore=folder / f"{name}/", read=True, context=context).result()
         if array.shape != (counts["tokens"],):
-            raise ValueError(f"{array.shape[0]} tokens where {META} says {counts['tokens']}")
+            raise ValueError(f"{array.shape} tokens where {META} says {counts['tokens']}")
         # A file that was cut short has lost the index at its end; the last file is the likeliest.
         array[counts["tokens"] - 1].read().result()
-    except ValueError as error:
-        message = f"data.store={path}: the split {name} is damaged ({_first_line(error)}); {_AGAIN}"
-        raise InputError(message) from error
-    return Split(name, counts["tokens"], counts["bytes"], meta["eos"], array)
+    return Split(name, counts["tokens"], counts["bytes"], meta["eos"], meta["vocab_size"], array)
 
 
 def create_array(folder: ts.KvStore, name: str, vocab_size: int) -> ts.TensorStore:
@@ -127,28 +219,52 @@ def create_array(folder: ts.KvStore, name: str, vocab_size: int) -> ts.TensorSto
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer of the store at `path`, from the store's own copy. Raises InputError as `open_store`."""
-    meta = open_store(path).meta
-    content = tokenizer_file(open_folder(path))
-    if meta["tokenizer"] != "bytes" and content is None:
-        raise InputError(f"data.store={path}: its tokenizer file is missing; {_AGAIN}")
-    return load(meta["tokenizer"], content)
+    return _tokenizer(open_folder(path), open_store(path).meta, path)
 
 
-def tokenizer_file(folder: ts.KvStore) -> bytes | None:
-    """The content of the tokenizer file in a store's folder, None if there is none."""
-    found = [folder.read(name).result() for name in ("tokenizer.model", "tokenizer.json")]
-    return next((result.value for result in found if result.state == "value"), None)
+def _tokenizer(folder: ts.KvStore, meta: dict, path: str | Path) -> Tokenizer:
+    tokenizer = read_tokenizer(folder, meta["tokenizer"], meta["tokenizer_sha256"], path)
+    if tokenizer is None:
+        raise InputError(f"data.store={path}: {tokenizer_name(meta['tokenizer'])} is missing; {_AGAIN}")
+    for key in ("vocab_size", "eos"):
+        if getattr(tokenizer, key) != meta[key]:
+            raise InputError(
+                f"data.store={path}: {META} says {key} {meta[key]}, the tokenizer {getattr(tokenizer, key)}; {_AGAIN}"
+            )
+    return tokenizer
+
+
+def read_tokenizer(folder: ts.KvStore, spec: str, sha256: str | None, path: str | Path) -> Tokenizer | None:
+    """The tokenizer of a store from its file, None if there is no file. Raises InputError if that is damaged."""
+    if spec == "bytes":
+        return load(spec, None)
+    where = f"data.store={path}: {tokenizer_name(spec)}"
+    content = read_file(folder, tokenizer_name(spec))
+    if content is None:
+        return None
+    if sha256 not in (None, hashlib.sha256(content).hexdigest()):
+        raise InputError(f"{where} is damaged: it is not as it was written; {_AGAIN}")
+    tokenizer = load(spec, content)
+    if tokenizer.file[1] != content:
+        raise InputError(f"{where} cuts, pads or varies texts, and so the store's are not whole; {_AGAIN}")
+    return tokenizer
+
+
+def tokenizer_name(spec: str) -> str:
+    """Name of the file in a store that holds the tokenizer of `spec`."""
+    return "tokenizer.json" if spec.startswith("hf:") else "tokenizer.model"
 
 
 def open_folder(path: str | Path) -> ts.KvStore:
     """The folder (or bucket prefix) as a key-value store with atomic writes; creates nothing."""
     text = str(path)
-    if "://" in text:
-        return ts.KvStore.open(text.rstrip("/") + "/").result()
-    folder = Path(text).expanduser().absolute()
-    if folder.is_file():
-        raise InputError(f"data.store={text}: is a file, not a folder")
-    return ts.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
+    with reading(f"data.store={text}"):
+        if "://" in text:
+            return ts.KvStore.open(text.rstrip("/") + "/").result()
+        folder = local(text, "data.store").absolute()
+        if file := next((path for path in (folder, *folder.parents) if path.is_file()), None):
+            raise InputError(f"data.store={text}: {file} is a file, not a folder")
+        return ts.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
 
 
 def keys_below(prefix: str) -> ts.KvStore.KeyRange:
@@ -156,22 +272,46 @@ def keys_below(prefix: str) -> ts.KvStore.KeyRange:
     return ts.KvStore.KeyRange(prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1))
 
 
-def read_json(folder: ts.KvStore, name: str) -> dict | None:
-    """The JSON file `name` of the folder, None if there is none. Raises InputError if it cannot be read."""
-    try:
+def list_files(folder: ts.KvStore, prefix: str) -> list[str]:
+    """Names of the files of the folder that start with `prefix`. Raises InputError if it cannot be read."""
+    with reading(_where(folder, prefix)):
+        return [key.decode() for key in folder.list(keys_below(prefix)).result()]
+
+
+def read_json(folder: ts.KvStore, name: str, **kinds) -> dict | None:
+    """The record `name` of the folder, None if there is none. Raises InputError if it cannot be read, is damaged, or
+    lacks keys of these kinds."""
+    content = read_file(folder, name)
+    return None if content is None else unseal(content, _where(folder, name), **kinds)
+
+
+def read_file(folder: ts.KvStore, name: str) -> bytes | None:
+    """The content of the file `name` of the folder, None if there is none. Raises InputError if it cannot be read."""
+    with reading(_where(folder, name)):
         result = folder.read(name).result()
-        return json.loads(result.value) if result.state == "value" else None
-    except (ValueError, OSError) as error:
-        raise InputError(f"data.store: cannot read {folder.url}{name} ({_first_line(error)})") from error
+    return result.value if result.state == "value" else None
 
 
 def write_json(folder: ts.KvStore, name: str, content: dict) -> None:
-    """Writes the JSON file `name` of the folder. Raises InputError if it cannot be written."""
+    """Writes the record `name` of the folder. Raises NotWritten."""
+    write_file(folder, name, seal(content))
+
+
+def write_file(folder: ts.KvStore, name: str, content: bytes | None) -> None:
+    """Writes the file `name` of the folder in one piece, or removes it. Raises NotWritten."""
+    with writing(_where(folder, name)):
+        folder.write(name, content).result()
+
+
+@contextmanager
+def writing(where: str) -> Iterator[None]:
+    """Within it, what tensorstore raises becomes NotWritten."""
     try:
-        folder.write(name, json.dumps(content, indent=2).encode()).result()
+        yield
     except (ValueError, OSError) as error:
-        raise InputError(f"data.store: cannot write {folder.url}{name} ({_first_line(error)})") from error
+        reason = first_line(error).partition(" [")[0]  # tensorstore adds where in its source
+        raise NotWritten(f"{where}: cannot be written ({reason}); once it can, the same command goes on") from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].partition(" [")[0]
+def _where(folder: ts.KvStore, name: str) -> str:
+    return f"{unquote(folder.url).removeprefix('file://')}{name}"

@@ -2,14 +2,15 @@
 
 import hashlib
 import io
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from jaxlab.config import InputError
+from jaxlab.files import local, need, parse_json, reading
 
 SPECS = "bytes, bpe:N, spm:PATH, hf:PATH"
 TRAINING_BYTES = 200_000_000  # a larger corpus trains the BPE on its first 200 MB: more changes little
@@ -21,9 +22,11 @@ EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[E
 class Tokenizer:
     """A tokenizer as two functions and the numbers that identify it.
 
-    encode: texts -> one int32 array of ids each, no special ids added.
+    encode: texts -> one int32 array of ids each, no special ids added; the same for a text whenever it comes. The name
+    of a special token is text like any other. Raises InputError for a text that would hold `eos`.
     decode: ids (any integer sequence) -> text; padding (negative ids) and `eos` are dropped.
-    eos: separates documents, and starts a text. file: (name, content) to keep beside the tokens, if any.
+    exact: decode gives back every text that encode takes. eos: separates documents, and starts a text.
+    file: (name, content) to keep beside the tokens, if any, of hash `sha256`.
     """
 
     spec: str
@@ -32,6 +35,7 @@ class Tokenizer:
     sha256: str
     encode: Callable[[list[str]], list[np.ndarray]]
     decode: Callable[[Sequence[int]], str]
+    exact: bool = False
     file: tuple[str, bytes] | None = None
 
 
@@ -39,10 +43,10 @@ def check_spec(spec: str) -> None:
     """Raises InputError unless `spec` is a tokenizer spec whose file, if it names one, exists."""
     kind, _, rest = spec.partition(":")
     if kind == "bpe":
-        if not rest.isdecimal():
+        if not (rest.isdecimal() and len(rest) < 10):
             raise InputError(f"data.tokenizer={spec!r}: N must be a vocabulary size, as in bpe:4096")
     elif kind in ("spm", "hf") and rest:
-        if not Path(rest).expanduser().is_file():
+        if not local(rest, "data.tokenizer").is_file():
             raise InputError(f"data.tokenizer={spec!r}: there is no file {rest}")
     elif spec != "bytes":
         raise InputError(f"data.tokenizer={spec!r} is unknown; allowed: {SPECS}")
@@ -56,11 +60,18 @@ def make_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
         return load(spec, None)
     if kind == "bpe":
         return load(spec, train_bpe(texts, int(rest)))
-    return load(spec, Path(rest).expanduser().read_bytes())
+    path = local(rest, "data.tokenizer")
+    with reading(path):
+        content = path.read_bytes()
+    return load(spec, content)
 
 
 def load(spec: str, content: bytes | None) -> Tokenizer:
-    """The tokenizer of `spec` from the content of its model file (None for bytes)."""
+    """The tokenizer of `spec` from the content of its model file (None for bytes). Raises InputError for a bad one.
+
+    Of a tokenizer.json, what is no vocabulary but the settings of a program that used it before is taken out: that it
+    cuts texts, pads them, or draws their ids at random (see `_clean`). `file` and `sha256` are then of what is left.
+    """
     kind = spec.partition(":")[0]
     if kind == "bytes":
         return _bytes_tokenizer()
@@ -74,7 +85,7 @@ def _bytes_tokenizer() -> Tokenizer:
     def decode(ids):
         return bytes(i for i in np.asarray(ids).tolist() if 0 <= i < 256).decode(errors="replace")
 
-    return Tokenizer("bytes", 257, 256, hashlib.sha256(b"bytes").hexdigest(), encode, decode)
+    return Tokenizer("bytes", 257, 256, hashlib.sha256(b"bytes").hexdigest(), encode, decode, exact=True)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
@@ -123,25 +134,24 @@ def _training_advice(error: str) -> str:
         return f"the training text has pieces for a vocabulary of at most {most[1]}"
     if least := re.search(r"(\d+) vs (\d+)", error):
         return f"the characters of the training text need a vocabulary of at least {least[2]}"
-    return error
+    return error.splitlines()[0]
 
 
 def _sentencepiece(spec: str, content: bytes) -> Tokenizer:
     import sentencepiece
 
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=content)
-    except RuntimeError as error:
-        raise InputError(f"data.tokenizer={spec!r}: not a sentencepiece model") from error
+    model = sentencepiece.SentencePieceProcessor()
+    with reading(f"data.tokenizer={spec!r}: not a sentencepiece model"):
+        model.LoadFromSerializedProto(content)
     if model.eos_id() < 0:
         raise InputError(f"data.tokenizer={spec!r}: the model has no end-of-sentence id")
     # A model that we trained spells the space mark in bytes; another's keeps its own rules.
-    spells_mark = spec.startswith("bpe")
+    ours = spec.startswith("bpe")
 
     def encode(texts):
         encoded = model.encode(texts)
         for i, text in enumerate(texts):
-            if spells_mark and SPACE_MARK in text:
+            if ours and SPACE_MARK in text:
                 encoded[i] = _spell_mark(model, text)
         return [np.asarray(ids, np.int32) for ids in encoded]
 
@@ -150,7 +160,7 @@ def _sentencepiece(spec: str, content: bytes) -> Tokenizer:
 
     file = ("tokenizer.model", content)
     digest = hashlib.sha256(content).hexdigest()
-    return Tokenizer(spec, model.vocab_size(), model.eos_id(), digest, encode, decode, file)
+    return Tokenizer(spec, model.vocab_size(), model.eos_id(), digest, encode, decode, ours, file)
 
 
 def _spell_mark(model, text: str) -> list[int]:
@@ -166,16 +176,20 @@ def _hugging_face(spec: str, content: bytes) -> Tokenizer:
         raise InputError(
             f"data.tokenizer={spec!r} needs the package tokenizers: pip install 'jaxlab[interop]'"
         ) from error
-    try:
+    content = _clean(spec, content)
+    with reading(f"data.tokenizer={spec!r}: not a tokenizer.json"):
         model = tokenizers.Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"data.tokenizer={spec!r}: not a tokenizer.json ({error})") from error
     eos = next((i for i in map(model.token_to_id, EOS_NAMES) if i is not None), None)
     if eos is None:
         raise InputError(f"data.tokenizer={spec!r}: has none of {', '.join(EOS_NAMES)} to separate documents")
+    model.encode_special_tokens = True  # as text: a document that names the separator is not two documents
 
     def encode(texts):
-        return [np.asarray(e.ids, np.int32) for e in model.encode_batch_fast(texts, add_special_tokens=False)]
+        encoded = [np.asarray(e.ids, np.int32) for e in model.encode_batch_fast(texts, add_special_tokens=False)]
+        for text, ids in zip(texts, encoded, strict=True):
+            if eos in ids:  # the name of a token that the file does not call special
+                raise InputError(f"data.tokenizer={spec!r}: reads the end of a document (id {eos}) in {text[:60]!r}")
+        return encoded
 
     def decode(ids):
         kept = [i for i in np.asarray(ids).tolist() if i >= 0 and i != eos]
@@ -183,4 +197,19 @@ def _hugging_face(spec: str, content: bytes) -> Tokenizer:
 
     vocab_size = max(model.get_vocab(with_added_tokens=True).values()) + 1
     file = ("tokenizer.json", content)
-    return Tokenizer(spec, vocab_size, eos, hashlib.sha256(content).hexdigest(), encode, decode, file)
+    return Tokenizer(spec, vocab_size, eos, hashlib.sha256(content).hexdigest(), encode, decode, file=file)
+
+
+def _clean(spec: str, content: bytes) -> bytes:
+    """A tokenizer.json that keeps a text whole and its ids the same: without truncation, padding and BPE dropout.
+
+    These are remains of the training of some model. To obey them would lose text, store padding as text, or give a text
+    other ids every time; to refuse the file would ask a person for this very change. As it is where there are none.
+    """
+    where = f"data.tokenizer={spec!r}: not a tokenizer.json"
+    parsed = need(parse_json(content, where), where, model=dict)
+    settings = [(parsed, "truncation"), (parsed, "padding"), (parsed["model"], "dropout")]
+    settings = [(part, key) for part, key in settings if part.get(key)]
+    for part, key in settings:
+        part[key] = None
+    return json.dumps(parsed, ensure_ascii=False).encode() if settings else content

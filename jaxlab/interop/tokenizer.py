@@ -30,8 +30,7 @@ def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
         "eos_token": eos,
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
-        # Ours read the name of a special token as the characters that it is; tokenizers of Hugging Face do not.
-        "split_special_tokens": kind != "hf",
+        "split_special_tokens": True,  # the name of a special token is the characters that it is
     }
     files = {"tokenizer.json": content, "tokenizer_config.json": config}
     return {name: json.dumps(content, indent=2, ensure_ascii=False).encode() for name, content in files.items()}

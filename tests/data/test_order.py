@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import grain
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -114,6 +115,27 @@ def test_epochs():
 
 def test_training_goes_on_with_the_first_whole_sequence_that_is_left():
     assert [sequences(8, context=4).position(tokens) for tokens in (0, 4, 5, 8, 4 * 2**40)] == [0, 1, 2, 2, 2**40]
+
+
+def test_windows_by_hand():
+    """Ten tokens in windows of four: inputs one behind their targets, -1 past the end and past the last window."""
+    eos = Counting.eos
+    assert Validation(Counting(10), 4).read(np.array([2, 0, 1, 3])).tolist() == [
+        [7, 8, 9, -1, -1],
+        [eos, 0, 1, 2, 3],
+        [3, 4, 5, 6, 7],
+        [-1, -1, -1, -1, -1],
+    ]
+    data = Sequences(Counting(10), 4, 0)  # sequences of 0 to 4 and of 4 to 8; 9 is the target of none
+    assert sorted(data.read(np.arange(2)).tolist()) == [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8]]
+    assert sorted(data.read(np.arange(2, 4)).tolist()) == [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8]]
+
+
+def test_the_order_is_that_of_grain_by_a_hashed_seed():
+    """Epoch e of a shuffle of grain has seed + e; SeedSequence(0) gives 2968811710 (numpy's own test values)."""
+    seed = 2968811710
+    epochs = [list(grain.MapDataset.range(7).shuffle(seed=seed + epoch)) for epoch in range(3)]
+    assert sequences(7, 0).order(np.arange(21)).reshape(3, 7).tolist() == epochs
 
 
 def test_too_short_a_split():
