@@ -19,6 +19,7 @@ TRANSFORMS = {
         2.0,
     ),
 }
+LIMITS = {"positive": (0.0, np.inf), "real": (-np.inf, np.inf), "unit": (0.0, 1.0)}  # natural values lie between
 
 
 @dataclass(frozen=True)
