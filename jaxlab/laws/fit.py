@@ -200,7 +200,10 @@ def _describe(law: Law, objective: str, space: str, problem: solve.Problem, ends
     return Fit(
         law=law,
         params={name: float(v) for name, v in law.natural(theta).items()},
-        stderr={name: float(e * f(t)) for name, e, f, t in zip(law.names, errors, slopes, theta, strict=True)},
+        stderr={
+            name: float(e if np.isinf(e) else e * f(t))  # a parameter without an error may have underflowed to 0
+            for name, e, f, t in zip(law.names, errors, slopes, theta, strict=True)
+        },
         covariance=cov,
         residuals=residuals / problem.scale,
         r2=explained(residuals**2, target, weights),
@@ -222,20 +225,26 @@ def covariance(jacobian, residuals, delta: float) -> np.ndarray:
     tau^2 (J^T J)^-1. Least squares (delta inf): tau^2 = RSS / (n - p). Huber: the sandwich's tau^2 = mean psi^2 /
     (mean psi')^2 n / (n - p); mean psi' is the slope of mean psi over a window of n^-1/5 robust standard deviations,
     since with a small delta few rows have psi' = 1, and leaves out the p smallest residuals, since a fit close to least
-    absolute values passes through p points. Infinite along directions that J does not see.
+    absolute values passes through p points. Infinite along directions that J does not see, or not as finite numbers.
     """
+    jacobian = _finite(jacobian)
     size = np.maximum(np.linalg.norm(jacobian, axis=-2, keepdims=True), 1e-150)
     _, singular, rows = np.linalg.svd(jacobian / size, full_matrices=False)
     seen = singular > 1e-9 * singular[..., :1]
     hidden = np.any(~seen[..., None] & (np.abs(rows) > 1e-3), axis=-2)
     root = np.swapaxes(rows, -1, -2) * np.where(seen, 1 / np.where(seen, singular, 1), 0)[..., None, :]
     inverse = root @ np.swapaxes(root, -1, -2) / (np.swapaxes(size, -1, -2) * size)
-    inverse = np.where(hidden[..., None] & np.eye(size.shape[-1], dtype=bool), np.inf, inverse)
-    return _scale(residuals, delta, size.shape[-1])[..., None, None] * inverse
+    scaled = _scale(residuals, delta, size.shape[-1])[..., None, None] * inverse
+    return np.where(hidden[..., None] & np.eye(size.shape[-1], dtype=bool), np.inf, scaled)
+
+
+def _finite(jacobian) -> np.ndarray:
+    """The Jacobian with 0 in the columns that are not finite, as of parameters that nothing hangs on."""
+    return np.where(np.isfinite(jacobian).all(axis=-2, keepdims=True), jacobian, 0)
 
 
 def _scale(residuals, delta: float, p: int) -> np.ndarray:
-    """tau^2 [...] of `covariance`."""
+    """tau^2 [...] of `covariance`; nan where it is unknown: no row more than parameters, or none near enough to 0."""
     n = residuals.shape[-1]
     if n == p:
         return np.full(residuals.shape[:-1], np.nan)
@@ -245,7 +254,8 @@ def _scale(residuals, delta: float, p: int) -> np.ndarray:
     rest = np.take_along_axis(residuals, np.argsort(np.abs(residuals), axis=-1)[..., p:], axis=-1)
     window = 1.4826 * np.median(np.abs(rest), axis=-1, keepdims=True) * n**-0.2 + 1e-12
     rise = np.clip(rest + window, -delta, delta) - np.clip(rest - window, -delta, delta)
-    return spread / np.mean(rise / (2 * window), axis=-1) ** 2
+    slope = np.mean(rise / (2 * window), axis=-1)
+    return spread / np.where(slope > 0, slope, np.nan) ** 2
 
 
 def _deviance(value: float, n: int, delta: float) -> float:
@@ -281,8 +291,8 @@ def _check_options(law: Law, objective: str, delta: float, space: str, starts: i
         raise InputError(f"space={space!r}: must be log or linear")
     if not delta > 0:
         raise InputError(f"delta={delta}: must be above 0")
-    if starts < 1:
-        raise InputError(f"starts={starts}: must be at least 1")
+    if not (isinstance(starts, int | np.integer) and starts >= 1):
+        raise InputError(f"starts={starts}: must be at least 1, a whole number")
     for name, value in fixed.items():
         if name not in law.names:
             raise InputError(f"fixed={name!r}: {law.name} has the parameters {', '.join(law.names)}")
@@ -342,7 +352,7 @@ def _check_columns(law: Law, space: str, problem: solve.Problem, starts: np.ndar
     constant = [name for name, column in problem.inputs.items() if np.all(column == column[0])]
     if not constant or len(problem.y) < 2:
         return
-    jacobians = solve.descend(law, space, problem, starts[: solve.CHUNK], 1).jacobian[..., problem.free > 0]
+    jacobians = _finite(solve.descend(law, space, problem, starts[: solve.CHUNK], 1).jacobian[..., problem.free > 0])
     jacobians = jacobians / np.maximum(np.linalg.norm(jacobians, axis=-2, keepdims=True), 1e-300)
     singular = np.linalg.svd(jacobians, compute_uv=False)
     if np.max(singular[:, -1] / np.maximum(singular[:, 0], 1e-300)) < 1e-9:
