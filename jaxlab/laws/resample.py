@@ -81,7 +81,6 @@ def bootstrap(fit: Fit | PowerLaw | IsoFlop, draws: int = 1000, groups=None, see
     if not isinstance(fit, Fit):
         return Bootstrap(fit.refitted(times))
     thetas = refit(fit, times)
-    thetas[(times > 0).sum(1) < fit.problem.free.sum()] = np.nan  # fewer rows than parameters
     return Bootstrap({k: np.asarray(v) for k, v in fit.law.natural(thetas.T).items()})
 
 

@@ -116,15 +116,6 @@ def test_draws_that_do_not_determine_a_line_are_lost():
     assert again.interval("N") == pytest.approx([np.log2(2 * 2.1 / 1.1) / 2] * 2)  # means of the logarithms
 
 
-def test_draws_of_fewer_rows_than_parameters_are_lost(linear):
-    """Of three rows all must be drawn: 2 in 9 draws are; intervals leave out the others."""
-    rows = [0, 5, 18]
-    few = fit(LAW, {k: v[rows] for k, v in INPUTS.items()}, LOSS[rows], objective="least_squares")
-    again = bootstrap(few, draws=300)
-    assert again.lost == pytest.approx(300 * 7 / 9, abs=30)
-    assert np.isfinite(again.interval("alpha")).all()
-
-
 def test_bootstrap_of_isoflop_is_the_whole_chain():
     """Each draw: runs drawn within their budget, parabolas in windows of their own, the line of their minima. Groups
     are drawn whole, over all budgets."""
