@@ -47,6 +47,15 @@ def test_parabola_is_numpys():
     assert np.isnan(parabola(batch[:3], [2.0, 1.0, 2.5]).interval()).all()
 
 
+def test_parabola_of_an_uneven_sweep_is_numpys():
+    """Where slope and curvature have errors in common: the minimiser's error by the delta method of polyfit's."""
+    x, loss = np.array([14, 14.5, 15, 16, 19.0]), np.array([3.21, 3.15, 3.08, 3.05, 3.2])
+    (c, b, _), cov = np.polyfit(x, loss, 2, cov=True)
+    curve, slope = parabola(2.0**x, loss), np.array([b / (2 * c * c), -1 / (2 * c), 0])
+    assert np.log2(curve.minimiser) == pytest.approx(-b / (2 * c))
+    assert curve.stderr == pytest.approx(np.sqrt(slope @ cov @ slope), rel=1e-6)
+
+
 def test_weights_are_numpys():
     """np.polyfit's w are roots of weights; its covariance, scaled, has n - 2 degrees of freedom too."""
     weights = np.array([1, 2, 5, 1, 1, 3, 0.5, 4])
@@ -57,6 +66,9 @@ def test_weights_are_numpys():
     y, w = np.log(RANKS), weights / weights.sum()
     assert line.r2 == pytest.approx(1 - np.sum(w * line.residuals**2) / np.sum(w * (y - np.sum(w * y)) ** 2))
     assert np.isnan(power_law({"D": WIDTHS}, np.full(8, 3.0)).r2)
+    (low,), (high,) = line.prediction({"D": [1.0]}, new=True)  # at log D = 0: of log A and one error of the mean weight
+    variance = cov[1, 1] + np.sum(8 * w * line.residuals**2) / 6
+    assert np.log(high / low) / 2 == pytest.approx(stats.t.ppf(0.975, 6) * np.sqrt(variance))
 
 
 def test_predictions_are_the_textbooks():
