@@ -9,12 +9,13 @@ python -m launch.plan batch --params=4e9 --tokens=500e9 --schedule="0:2Mi 125B:4
 import csv
 import inspect
 import math
-from pathlib import Path
 
 from absl import flags
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from jaxlab import files
 from jaxlab.config import InputError
 from jaxlab.cost import wallclock as cost
 from launch import entry
@@ -26,9 +27,9 @@ _CHIPS = flags.DEFINE_integer("chips", None, "chips in all; left out: one for 4,
 _TOKENS = flags.DEFINE_float("tokens", None, "training tokens D")
 _BLOCK = flags.DEFINE_float("block", 128.0, "elements that share one scale, B")
 _D_MODEL = flags.DEFINE_integer("d_model", None, "width of the residual stream")
-_OPTIMISER = flags.DEFINE_string("optimiser", "adamw", "whose published ranks: adamw, dion-1/16 or dion-1/2")
-_RANKS = flags.DEFINE_string("ranks", "", "CSV file of own ranks instead: columns width, hard_rank, soft_rank")
-_SCHEDULE = flags.DEFINE_string("schedule", "", "batch sizes: 0:2Mi 125B:4Mi, or curve:A,b,c every 125B, A N^b D^c")
+_OPTIMISER = flags.DEFINE_string("optimiser", None, "whose published ranks: adamw (default), dion-1/16 or dion-1/2")
+_RANKS = flags.DEFINE_string("ranks", None, "CSV file of own ranks instead: columns width, hard_rank, soft_rank")
+_SCHEDULE = flags.DEFINE_string("schedule", None, "batch sizes: 0:2Mi 125B:4Mi, or curve:A,b,c every 125B, A N^b D^c")
 # named as what the plans take
 FLAGS = (_PARAMS, _REPLICAS, _TOKENS_PER_PARAM, _CHIPS, _TOKENS, _BLOCK, _D_MODEL, _OPTIMISER, _RANKS, _SCHEDULE)
 WIDTH = 120  # tables are wider than a pipe is said to be
@@ -53,6 +54,10 @@ LINES = (  # (quantity, source) of the strings of `diloco_column`, in their orde
     ("Gbit a site sends at a sync", "16 bits a parameter; with M < 2 in every step"),
     (f"Gbit/s for a utilisation of {BUSY:.0%}", "simulated, 0.1 to 1,000 Gbit/s"),
 )  # fmt: skip
+RANGES = {  # least and most of what the plans take: beyond them laws are no guide, and numbers leave float64
+    "params": (1, 1e18), "tokens": (1, 1e24), "tokens_per_param": (1e-3, 1e9), "replicas": (0, 10**6),
+    "chips": (1, 10**9), "d_model": (8, 10**7), "block": (1, 2.0**60),
+}  # fmt: skip
 MULTIPLES = (1, 2, 2.67, 4, 6, 8)  # of d_model, widths that are compared
 BITS = (3, 4, 5, 6, 8, 10, 12, 16)  # of the formats that are compared
 
@@ -76,19 +81,25 @@ def diloco(params: float, replicas: int, tokens_per_param: float = 20.0, chips: 
 
     InputError: a value out of range.
     """
-    _check(params=params, tokens_per_param=tokens_per_param)
-    if replicas < 0:
-        raise InputError(f"--replicas={replicas}: must be 0, which is data-parallel, or above")
+    _check(params=params, tokens_per_param=tokens_per_param, replicas=replicas)
+    if chips is not None:
+        _check(chips=chips)
     if chips is not None and chips < max(replicas, 1):
         raise InputError(f"--chips={chips}: must be at least {max(replicas, 1)}, one a replica")
     from jaxlab.laws.diloco import published_batch  # imports jax: after bad input has been refused
 
     batch = published_batch(params, replicas)
     share = batch / (chips or max(cost.chip_count(batch), replicas))
+    tokens = tokens_per_param * params
+    if tokens < max(batch, published_batch(params, 0)):
+        raise InputError(
+            f"--tokens_per_param={tokens_per_param:g}: {tokens:.4g} tokens are less than one batch of {batch:,} or, "
+            f"data-parallel, {published_batch(params, 0):,}"
+        )
     columns = {0: "data-parallel"} if replicas == 0 else {replicas: f"DiLoCo, M = {replicas}", 0: "data-parallel"}
     table = Table("", *columns.values(), "source", title=f"{params:.4g} parameters", title_justify="left")
     table.caption = "laws of 2503.09799, sizes 35M to 2.4B; losses measured at 10B are 3 to 4 % above them"
-    values = [diloco_column(params, m, tokens_per_param * params, share) for m in columns]
+    values = [diloco_column(params, m, tokens, share) for m in columns]
     for (quantity, source), *row in zip(LINES, *values, strict=True):
         table.add_row(quantity, *row, source)
     return table
@@ -123,14 +134,22 @@ def diloco_column(params: float, replicas: int, tokens: float, tokens_per_chip: 
         *(f"{h:,.3g}" for h in hours),
         ", ".join(f"{x:.2g}x" for x in times),
         f"{cost.peak_bits(run, params) / 1e9:,.4g}",
-        f"{cost.required_bandwidth(run, params, compute, BUSY) / 1e9:,.4g}",
+        _bandwidth(cost.required_bandwidth(run, params, compute, BUSY)),
     ]
 
 
+def _bandwidth(needed: float) -> str:
+    """Gbit/s; a need beyond the simulated bandwidths is infinite."""
+    return f"{needed / 1e9:,.4g}" if needed < math.inf else f"above {cost.GRID[-1] / 1e9:,.0f}"
+
+
 def _check(**values: float | None) -> None:
+    """InputError unless each value is in its range."""
     for name, value in values.items():
-        if value is None or not 0 < value < math.inf:
-            raise InputError(f"--{name}={value}: must be above 0 and finite")
+        least, most = RANGES[name]
+        if value is None or not least <= value <= most:
+            zero = "0, which is data-parallel, or " * (name == "replicas")
+            raise InputError(f"--{name}={value}: must be {zero}{max(least, 1) if zero else least:g} to {most:g}")
 
 
 def precision(params: float, tokens: float, block: float = 128.0) -> Table:
@@ -138,9 +157,9 @@ def precision(params: float, tokens: float, block: float = 128.0) -> Table:
 
     InputError: a value out of range.
     """
-    _check(params=params, tokens=tokens)
-    if not 1 < block < math.inf:
-        raise InputError(f"--block={block}: must be above 1, at which the law has no penalty, and finite")
+    _check(params=params, tokens=tokens, block=block)
+    if block == 1:
+        raise InputError(f"--block={block}: must be above 1, at which the law has no penalty")
     from jaxlab.laws import floating_point as laws  # imports jax: after bad input has been refused
 
     p = laws.CAPYBARA_CONSTANTS
@@ -172,7 +191,7 @@ def precision_row(run: dict, E: int, M: int) -> list[str]:
     return [f"{loss:.4f}", f"{penalty:.4f}", f"{worth:.3g}", f"{critical:.4g}", f"{run['D'] / critical:.2g}"]
 
 
-def width(d_model: int, optimiser: str = "adamw", ranks: str = "") -> Table:
+def width(d_model: int, optimiser: str | None = None, ranks: str | None = None) -> Table:
     """Feed-forward widths D, the directions they use and what one more dimension gives (Jha and Reagen 2510.00537).
 
     InputError: a value out of range, a file without ranks.
@@ -181,9 +200,12 @@ def width(d_model: int, optimiser: str = "adamw", ranks: str = "") -> Table:
     from jaxlab.laws import spectral as laws  # imports scipy: after bad input has been refused
     from jaxlab.model.families import width as rounded
 
+    if ranks is not None and optimiser is not None:
+        raise InputError(f"--optimiser={optimiser}: --ranks takes the place of published ranks; give one of them")
+    optimiser = "adamw" if optimiser is None else optimiser
     if optimiser not in laws.PUBLISHED:
         raise InputError(f"--optimiser={optimiser}: must be one of {', '.join(laws.PUBLISHED)}")
-    found = laws.fitted(*_measured(ranks)) if ranks else laws.PUBLISHED[optimiser]
+    found = _fitted(ranks) if ranks is not None else laws.PUBLISHED[optimiser]
     columns = "D, D / d_model, weights of a gated FFN, hard rank, soft rank, eDim, eDim / D, eDim of one dimension more"
     table = Table(*columns.split(", "), title=f"d_model {d_model:,}", title_justify="left")
     for multiple in MULTIPLES:
@@ -192,29 +214,54 @@ def width(d_model: int, optimiser: str = "adamw", ranks: str = "") -> Table:
         used, more = laws.edim(d, hard, soft), laws.marginal_edim(found, d)
         numbers = (f"{x:,.0f}" for x in (hard, soft, used))
         table.add_row(f"{d:,}", f"{multiple:g}", f"{3 * d_model * d:,}", *numbers, f"{used / d:.3f}", f"{more:.3f}")
-    source = ranks or f"{optimiser} at d_model 768, D 768 to 6,144 (2605.21803): elsewhere an extrapolation"
+    source = (
+        escape(ranks)
+        if ranks
+        else f"{optimiser} at d_model 768, D 768 to 6,144 (2605.21803): elsewhere an extrapolation"
+    )
     (a, hard), (b, soft) = found
+    half = laws.recommended_width(found, d_model)
+    where = f"from D = {half:,.0f} on" if half < math.inf else "nowhere below 64 d_model"
     table.caption = (
         f"hard rank {a:.3g} D^{hard:.3g}, soft rank {b:.3g} D^{soft:.3g} of {source}; a dimension more gives less than "
-        f"half of what it gives at D = d_model from D = {laws.recommended_width(found, d_model):,.0f} on"
+        f"half of what it gives at D = d_model {where}"
     )
     return table
 
 
-def _measured(path: str) -> zip:
-    """Widths, hard and soft ranks of a CSV file."""
-    names = ("width", "hard_rank", "soft_rank")
-    try:
-        with Path(path).open(newline="") as file:
-            rows = [[float(row[name]) for name in names] for row in csv.DictReader(file)]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"--ranks={path}: must be a CSV file of numbers in {', '.join(names)} ({error!r})") from error
+def _fitted(path: str):
+    """Laws of the widths, hard and soft ranks of a CSV file."""
+    from jaxlab.laws import spectral as laws
+
+    names, where = ("width", "hard_rank", "soft_rank"), f"--ranks={path}"
+    file = files.local(path, "--ranks")
+    with files.reading(where), file.open(newline="", encoding="utf-8-sig") as lines:
+        table = csv.DictReader(lines, strict=True)
+        header = table.fieldnames or []
+        if any(header.count(name) != 1 for name in names):
+            raise InputError(f"{where}: its columns are {', '.join(header)[:80] or 'none'}; must be {', '.join(names)}")
+        rows = [_ranks(row, names, f"{where}, line {table.line_num}") for row in table]
     if len(rows) < 3:
-        raise InputError(f"--ranks={path}: {len(rows)} rows; must be 3 or more")
-    return zip(*rows, strict=True)
+        raise InputError(f"{where}: {len(rows)} rows; must be 3 or more")
+    try:
+        return laws.fitted(*zip(*rows, strict=True))
+    except InputError as error:  # widths that are all the same
+        raise InputError(f"{where}: {error}") from error
 
 
-def batch(params: float, tokens: float, schedule: str = "") -> Table:
+def _ranks(row: dict, names: tuple, where: str) -> list[float]:
+    """The width and the ranks of one row: 1 <= rank <= width."""
+    try:
+        values = [float(row[name]) for name in names]
+    except (TypeError, ValueError):
+        values = [math.nan]
+    if None in row or not (1 <= min(values[1:], default=0) <= max(values[1:]) <= values[0] < math.inf):
+        shown = ", ".join(f"{name}={str(row[name])[:20]}" for name in names)
+        raise InputError(f"{where}: {shown}; ranks must be numbers from 1 to the width")
+    return values
+
+
+def batch(params: float, tokens: float, schedule: str | None = None) -> Table:
     """Batch sizes by published rules, and the steps that a growing batch takes (optim.batch_growth).
 
     InputError: a value out of range, a schedule without a step.
@@ -229,17 +276,22 @@ def batch(params: float, tokens: float, schedule: str = "") -> Table:
     table.title_justify = "left"
     for rule, size, source in (
         ("critical, of the loss", laws.kaplan(loss), "2001.08361: 2e8 L^(-1 / 0.21)"),
-        ("critical, of D", laws.zhang(tokens), "2410.21676: 22.9 D^0.47, 20 % more steps than the fewest"),
+        ("critical, of D", laws.zhang(tokens), "2410.21676: 18.2 D^0.468, 20 % more steps than in proportion"),
         ("best, of the loss", laws.minicpm(loss), "2404.06395: 1.21e9 L^-6.24"),
         ("best, of compute", laws.deepseek(6 * params * tokens), "2401.02954: 0.292 C^0.327, C = 6 N D"),
         ("best, of D", laws.step_law(tokens), "2503.04715: 0.58 D^0.571"),
         ("best, of D", laws.five_percent(tokens), "2607.01487: 0.667 D^0.566, a band four times wide within 5 %"),
         ("used, of N", laws.olmo(params), "OLMo ladder: 2048 x 160 (N / 108e6)^(2/3)"),
     ):
-        table.add_row(rule, f"{size:,.0f}", f"{tokens / size:,.0f}", source)
-    stages = walk(from_text(schedule, until=int(tokens), parameters=params), int(tokens)) if schedule else []
-    if schedule and not stages:
-        raise InputError(f"--schedule={schedule}: its first batch is larger than --tokens={tokens:g}")
+        table.add_row(rule, f"{size:,.0f}" if size >= 1 else "below 1", f"{tokens / size:,.0f}", source)
+    stages = []
+    if schedule is not None:
+        try:
+            stages = walk(from_text(schedule, until=int(tokens), parameters=params), int(tokens))
+        except InputError as error:
+            raise InputError(f"--schedule={schedule}: {error}") from error
+        if not stages:
+            raise InputError(f"--schedule={schedule}: its first batch is larger than --tokens={tokens:g}")
     for stage in stages:
         table.add_row(f"from {stage.start:,}", f"{stage.size:,}", f"{stage.steps:,}", "--schedule")
     if stages:

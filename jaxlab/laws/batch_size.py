@@ -130,7 +130,8 @@ def smoothed(tokens, loss, window: float) -> tuple[np.ndarray, np.ndarray]:
     low = np.searchsorted(tokens, tokens[inside] - window / 2, "left")
     high = np.searchsorted(tokens, tokens[inside] + window / 2, "right")
     sums = np.append(0, np.cumsum(loss))
-    return tokens[inside], (sums[high] - sums[low]) / (high - low)
+    with np.errstate(invalid="ignore"):  # nan from the first loss that is not finite on
+        return tokens[inside], (sums[high] - sums[low]) / (high - low)
 
 
 def first_crossing(tokens, loss, target: float, window: float = 0.0) -> float:
@@ -154,16 +155,24 @@ def crossings(curves: Iterable[tuple], target: float, window: float = 0.0) -> di
     """Columns B, E and S = E / B of curves (batch, tokens [n], loss [n]) at `target`, and `last`, where each ends.
 
     A curve that never gets there stays, with E = inf: that is what is seen of B_min. Raises InputError for tokens that
-    do not rise from above 0, and curves shorter than the window.
+    do not rise from above 0, curves shorter than the window, batches, windows and targets that are no such numbers.
     """
+    if not (np.isfinite(target) and 0 <= window < np.inf):
+        raise InputError(f"target={target:g}, window={window:g}: must be finite, the window not negative")
     rows = []
     for batch, tokens, loss in curves:
+        if not 0 < batch < np.inf:
+            raise InputError(f"curve {len(rows)}: batch {batch} must be above 0 and finite")
+        if np.shape(tokens) != np.shape(loss):
+            raise InputError(f"curve of batch {batch:g}: {np.size(tokens)} tokens and {np.size(loss)} losses")
         if not (len(tokens) and tokens[0] > 0 and np.all(np.diff(tokens) > 0)):
             raise InputError(f"curve of batch {batch:g}: its tokens must rise, from above 0")
         if tokens[-1] - tokens[0] < window:
             raise InputError(f"window={window:g}: the curve of batch {batch:g} has {tokens[-1] - tokens[0]:g} tokens")
         E = first_crossing(tokens, loss, target, window)
         rows.append((batch, E, E / batch, tokens[-1]))
+    if not rows:
+        raise InputError("no curves: must be one or more of (batch, tokens, loss)")
     return dict(zip(("B", "E", "S", "last"), np.array(rows, float).T, strict=True))
 
 
@@ -191,7 +200,11 @@ class Optimum:
 
 def optimum(points: dict, law: Law = THREE_PIECE, draws: int = 1000, seed: int = 0) -> Optimum:
     """Fits THREE_PIECE or NOISE_FLOOR to the `crossings` that are finite. Raises InputError where they are too few."""
+    if law.name not in CONSTANTS:
+        raise InputError(f"{law.name} has no best batch: must be {' or '.join(CONSTANTS)}")
     reached = np.isfinite(points["E"])
+    if not reached.any():
+        raise InputError(f"none of {len(reached)} curves crosses the target")
     found = fit(law, {"B": points["B"][reached]}, points["E"][reached])
     again = bootstrap(found, draws, seed=seed)
     of, names = CONSTANTS[law.name], ("B_min", "B_opt", "E_min")
@@ -235,8 +248,11 @@ def step_law(tokens):
 
 
 def zhang(tokens):
-    """Critical batch, 20 % more steps than the fewest: 22.9 D^0.47 tokens (Zhang et al. 2410.21676)."""
-    return 22.9 * tokens**0.47
+    """Critical batch, 20 % more steps than in proportion to a batch of 256 (Zhang et al. 2410.21676): 18.2 D^0.468.
+
+    93.1968 N^0.468278 sequences of 512 tokens, N in millions, at D = 20 N.
+    """
+    return 512 * 93.1968 * (tokens / 20e6) ** 0.468278
 
 
 def five_percent(tokens):

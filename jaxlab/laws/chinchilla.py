@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlab.config import InputError
+from jaxlab.laws.columns import columns
 from jaxlab.laws.law import Law, Parameter
-from jaxlab.laws.lines import Parabola, parabola
+from jaxlab.laws.lines import Parabola, PowerLaw, parabola, power_law
 
 # Besiroglu et al. 2404.10102, refit of Hoffmann et al. figure 4; Hoffmann et al. appendix D.2 print the second.
 BESIROGLU = {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658}
@@ -84,20 +85,90 @@ def allocation(p: dict, compute):
     return ratio * pairs**a, pairs**b / ratio
 
 
-def isoflop(compute, x, loss) -> dict[float, Parabola]:
-    """{C: parabola of loss in log2 x} for the runs of each budget (approach 2); x: N or D, all arrays [n].
+class IsoFlop(dict):
+    """{C: parabola of loss in log2 x} of sweeps at fixed compute (approach 2), C the median of a budget's runs.
 
-    The minimisers are then a power law of C: `power_law({"C": list(found)}, [q.minimiser for q in found.values()])`.
+    aside {C: why}: the budgets without a minimum. n runs: budgets [n], the C of each, x and loss [n]; window.
     """
-    compute, x, loss = (np.asarray(v, float) for v in (compute, x, loss))
-    found = {}
-    for budget in np.unique(compute):
-        rows = compute == budget
+
+    def __init__(self, minima: dict[float, Parabola], aside: dict[float, str], budgets, x, loss, window: float):
+        super().__init__(minima)
+        self.aside, self.budgets, self.x, self.loss, self.window, self.n = aside, budgets, x, loss, window, len(loss)
+
+    def law(self) -> PowerLaw:
+        """The minimisers as a power law of C. Raises InputError, naming the budgets set aside, for fewer than 3."""
+        if len(self) < 3:
+            why = "; ".join(f"C={C:.4g}: {text}" for C, text in self.aside.items())
+            raise InputError(f"{len(self)} budgets with a minimum: a power law needs 3{why and f' ({why})'}")
+        return power_law({"C": list(self)}, [q.minimiser for q in self.values()])
+
+    def refitted(self, times) -> dict:
+        """{"A" and "C": [draws]} of `law` with each run as often as times [draws, n] says, windows and minima found
+        again; nan where fewer than 3 budgets then have a minimum."""
+        theta = []
+        for counts in times:
+            rows = np.repeat(np.arange(self.n), counts)
+            try:
+                line = _minima(self.budgets[rows], self.x[rows], self.loss[rows], self.window).law()
+                theta.append((line.A, line.exponents["C"]))
+            except InputError:
+                theta.append((np.nan, np.nan))
+        return dict(zip(("A", "C"), np.transpose(theta), strict=True))
+
+
+def isoflop(compute, x, loss, window: float = 4.0, tolerance: float = 0.05) -> IsoFlop:
+    """Parabolas of loss in log2 x through the runs of each budget (approach 2); x: N or D, all arrays [n].
+
+    Runs whose C is within `tolerance`, a share, of the middle of their range belong to one budget. A parabola takes the
+    runs within a factor of `window` of the x of the lowest loss: far from it the loss is none. A budget is set aside
+    where the lowest loss or the parabola's minimum is at an end of the runs, or outside them, or where there is no
+    parabola. Raises InputError for arrays that are not columns of numbers, positive where logarithms are taken.
+    """
+    if not window > 1:
+        raise InputError(f"window={window}: must be above 1, infinite for all runs of a budget")
+    if not 0 <= tolerance < 1:
+        raise InputError(f"tolerance={tolerance}: must be 0 or above, and below 1")
+    loss, compute, x = columns({"loss": loss, "compute": compute, "x": x}, {"compute", "x"})
+    return _minima(_budgets(compute, tolerance), x, loss, window)
+
+
+def _budgets(compute: np.ndarray, tolerance: float) -> np.ndarray:
+    """The budget [n] of each run: again and again the range of the tolerance that has the most runs left in it."""
+    budgets, left, logs = np.empty_like(compute), np.argsort(compute), np.log(compute)
+    reach = 2 * np.log1p(tolerance) + 1e-9
+    while len(left):
+        ends = np.searchsorted(logs[left], logs[left] + reach, "right")
+        start = np.argmax(ends - np.arange(len(left)))
+        rows = left[start : ends[start]]
+        budgets[rows] = np.median(compute[rows])
+        left = np.delete(left, np.arange(start, ends[start]))
+    return budgets
+
+
+def _minima(budgets: np.ndarray, x: np.ndarray, loss: np.ndarray, window: float) -> IsoFlop:
+    minima, aside = {}, {}
+    for budget in np.unique(budgets):
+        rows = budgets == budget
         try:
-            found[float(budget)] = parabola(x[rows], loss[rows])
+            minima[float(budget)] = _minimum(x[rows], loss[rows], window)
         except InputError as error:
-            raise InputError(f"C={budget:g}: {error}") from None
-    return found
+            aside[float(budget)] = str(error)
+    return IsoFlop(minima, aside, budgets, x, loss, window)
+
+
+def _minimum(x: np.ndarray, loss: np.ndarray, window: float) -> Parabola:
+    """The parabola around the lowest loss. Raises InputError where it has no minimum between the runs."""
+    best = x[loss.argmin()]
+    near = (x >= best / window) & (x <= best * window)
+    if len(np.unique(x)) >= 3 and best in (x.min(), x.max()):
+        raise InputError(f"the lowest loss is at x={best:.4g}, an end of the runs: the minimum may lie beyond")
+    curve = parabola(x[near], loss[near])
+    low, high = x[near].min(), x[near].max()
+    if not low < curve.minimiser < high:
+        raise InputError(
+            f"the parabola's minimum, x={curve.minimiser:.4g}, is not between the runs, {low:.4g} to {high:.4g}"
+        )
+    return curve
 
 
 def envelope(run, compute, loss, points: int = 1500) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -105,7 +176,12 @@ def envelope(run, compute, loss, points: int = 1500) -> tuple[np.ndarray, np.nda
 
     Curves are interpolated in log C and never extended. Budgets that no curve covers are left out.
     """
-    run, compute, loss = np.asarray(run), np.asarray(compute, float), np.asarray(loss, float)
+    if not (isinstance(points, int | np.integer) and points >= 2):
+        raise InputError(f"points={points}: must be a whole number of at least 2")
+    run = np.asarray(run)
+    loss, compute = columns({"loss": loss, "compute": compute}, {"compute"})
+    if run.shape != loss.shape:
+        raise InputError(f"run has shape {run.shape}: must be that of loss, {loss.shape}")
     budgets = np.geomspace(compute.min(), compute.max(), points)
     runs = np.unique(run)
     curves = np.full((len(runs), points), np.inf)

@@ -12,7 +12,8 @@ from scipy import optimize, special, stats
 
 from jaxlab.config import InputError
 from jaxlab.laws import solve
-from jaxlab.laws.law import TRANSFORMS, Law, Parameter
+from jaxlab.laws.columns import check_level, columns, explained, relative_weights
+from jaxlab.laws.law import LIMITS, TRANSFORMS, Law, Parameter
 
 __all__ = ["Fit", "Law", "Parameter", "at_end", "covariance", "fit"]
 
@@ -25,9 +26,10 @@ class Fit:
 
     params, stderr: {name: float}, natural units; stderr by the delta method, nan where held. covariance [p, p] of theta
     (the logarithm of positive, the logit of unit parameters), see `covariance`. residuals [n]: prediction minus y, of
-    logarithms in log space; r2 in that space. value: the objective. aic, bic: from the density exp(-Huber / s), normal
-    for least squares, s fitted; comparable between laws fitted alike to the same y. ends [K, p]: theta where each
-    start ended, best first. undetermined: names of parameters that the data do not determine; `warning` says it.
+    logarithms in log space; r2 in that space, nan where y is the same in every row. value: the objective. aic, bic:
+    from the density exp(-Huber / s), normal for least squares, s fitted; comparable between laws fitted alike to the
+    same y. ends [K, p]: theta where each start ended, best first. undetermined: names of parameters that the data do
+    not determine, whose error is large or unknown, or that stand at a bound; `warning` says it.
     """
 
     law: Law
@@ -58,32 +60,74 @@ class Fit:
     @property
     def warning(self) -> str:
         """One line where the data leave parameters undetermined, else empty."""
-        names = ", ".join(f"{k} ({self.params[k]:.3g})" for k in self.undetermined)
+        at_bound = (self.theta == self.problem.low) | (self.theta == self.problem.high)
+        notes = {name: ", its bound" * bool(stands) for name, stands in zip(self.law.names, at_bound, strict=True)}
+        names = ", ".join(f"{k} ({self.params[k]:.3g}{notes[k]})" for k in self.undetermined)
         return f"{self.law.name}: {self.n} points do not determine {names}" if names else ""
 
     def interval(self, quantity: str | Callable, level: float = 0.95) -> tuple[float, float]:
         """t interval of a parameter, symmetric in theta, or of a positive function of params, symmetric in its log.
 
-        The function may be any Python function of {name: float}: its slope is taken by central differences.
+        The function may be any Python function of {name: float}: its slope is taken by central differences. Without
+        bound where the data do not determine it.
         """
         if isinstance(quantity, str):
+            if quantity not in self.law.names:
+                raise InputError(f"{quantity!r}: {self.law.name} has the parameters {', '.join(self.law.names)}")
             i = self.law.names.index(quantity)
             transform, centre, slope = self.law.parameters[i].transform, self.theta[i], np.eye(len(self.theta))[i]
         else:
             transform, (centre, slope) = "positive", self._log_slope(quantity)
+        low, high = self._around(transform, centre, self._variance(slope), level)
+        return float(low), float(high)
+
+    def prediction(self, inputs: dict, level: float = 0.95, new: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high) [m]: t interval of the law at inputs {name: [m]}; with `new`, of one new observation there.
+
+        Symmetric in the space of the fit. The errors of a new observation are those of the rows, normal and alike, of
+        the mean weight; outliers that a Huber fit gives little weight widen it. Raises InputError for inputs that are
+        no columns, and where the law is not finite.
+        """
+        inputs = dict(zip(self.law.inputs, columns({f"input {k!r}": inputs[k] for k in self.law.inputs}), strict=True))
+        centre = np.broadcast_to(self.predict(inputs), len(next(iter(inputs.values()))))
+        log = self.space == "log"
+        for row in np.flatnonzero(~(np.isfinite(centre) & ((centre > 0) | (not log))))[:1]:
+            raise InputError(f"{_row(inputs, row)}: {self.law.name} is {centre[row]} there")
+        ones = np.ones(len(centre))
+        problem = self.problem._replace(inputs=inputs, y=ones, weights=ones, scale=ones)
+        slopes = solve.descend(self.law, self.space, problem, self.ends[:1], 1).jacobian[0]
+        spread = np.sum((self.problem.scale * self.residuals) ** 2) / self.freedom if self.freedom else np.inf
+        variance = self._variance(slopes) + (spread if new else 0.0)
+        return self._around("positive" if log else "real", np.log(centre) if log else centre, variance, level)
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom: rows less fitted parameters."""
+        return self.n - int(self.problem.free.sum())
+
+    def _variance(self, slopes) -> np.ndarray:
+        """[...]: variance of what has the slopes [..., p] in theta; infinite where a parameter in it has no error."""
         seen = np.isfinite(np.diag(self.covariance))
-        blind = np.any(np.abs(slope[~seen]) > 1e-6)
-        slope = np.where(seen, slope, 0)
-        error = np.inf if blind else np.sqrt(slope @ np.where(np.isfinite(self.covariance), self.covariance, 0) @ slope)
-        width = stats.t.ppf((1 + level) / 2, self.n - self.problem.free.sum()) * error
-        back = TRANSFORMS[transform][1]
-        return float(back(centre - width, np)), float(back(centre + width, np))
+        slopes, blind = np.where(seen, slopes, 0), np.any(np.abs(slopes[..., ~seen]) > 1e-6, axis=-1)
+        known = np.where(np.isfinite(self.covariance), self.covariance, 0)
+        return np.where(blind, np.inf, np.einsum("...i,ij,...j->...", slopes, known, slopes))
+
+    def _around(self, transform: str, centre, variance, level: float) -> tuple:
+        """The ends of t intervals around `centre`, a value in theta's coordinates, in natural units."""
+        check_level(level)
+        # without a degree of freedom variances are infinite, or 0 of what is held
+        width = np.sqrt(variance) * (stats.t.ppf((1 + level) / 2, self.freedom) if self.freedom else 1.0)
+        with np.errstate(over="ignore"):  # an end beyond float64 is infinite
+            return tuple(TRANSFORMS[transform][1](end, np) for end in (centre - width, centre + width))
 
     def _log_slope(self, quantity: Callable, step: float = 1e-5):
         """log quantity and its gradient in theta [p]."""
 
         def log(theta):
-            return np.log(quantity(self.law.natural(theta)))
+            value = float(quantity(self.law.natural(theta)))
+            if not 0 < value < np.inf:
+                raise InputError(f"the quantity is {value:g} near the fit: an interval needs it above 0 and finite")
+            return np.log(value)
 
         moves = step * np.diag(self.problem.free)
         return log(self.theta), np.array([(log(self.theta + m) - log(self.theta - m)) / (2 * step) for m in moves])
@@ -99,6 +143,8 @@ def fit(
     space: str = "log",
     starts: int = 256,
     fixed: dict | None = None,
+    weights=None,
+    bounds: dict | None = None,
     seed: int = 0,
 ) -> Fit:
     """The parameters with the smallest objective over `starts` starting points of the law's grid.
@@ -106,19 +152,25 @@ def fit(
     inputs: {name: [n]}, at least `law.inputs`; y [n]. objective: `huber` (the sum of Huber losses of the residuals with
     delta in their unit; Hoffmann et al. 2203.15556, approach 3: 1e-3 on logarithms) or `least_squares`. space: `log` or
     `linear`. starts: how many points of the grid, drawn by `seed`; all of them where it has fewer. fixed: {name: value}
-    of parameters to hold. Raises InputError for input that cannot be fitted.
+    of parameters to hold. weights [n]: the errors' variance goes as 1 / weight (as if a row were the mean of so many);
+    only their ratios matter, residuals count times sqrt(weight / mean weight). bounds: {name: (low, high)}, natural
+    units, None where there is none. Raises InputError for input that cannot be fitted.
     """
-    fixed = fixed or {}
+    fixed, bounds = fixed or {}, bounds or {}
     _check_options(law, objective, delta, space, starts, fixed)
-    columns, y = _check_data(law, inputs, y, space, len(law.names) - len(fixed))
-    begin = starting_points(law, columns, y, starts, fixed, seed)
+    inputs, y = _check_data(law, inputs, y, space, len(law.names) - len(fixed))
+    low, high = _check_bounds(law, bounds, fixed)
+    scale = np.sqrt(relative_weights(weights, y))
+    begin = starting_points(law, inputs, y, starts, fixed, seed)
     free = np.array([name not in fixed for name in law.names], float)
-    problem = solve.Problem(columns, y, np.ones_like(y), float(delta if objective == "huber" else np.inf), free)
+    delta = float(delta if objective == "huber" else np.inf)
+    problem = solve.Problem(inputs, y, np.ones_like(y), delta, free, low, high, scale)
     _check_columns(law, space, problem, begin)
     rough = solve.descend(law, space, problem, begin, STEPS)
     order = np.argsort(rough.value)
     if not np.isfinite(rough.value[order[0]]):
-        raise InputError(f"{law.name}: not finite at any of {len(begin)} starts: are the inputs in the law's units?")
+        row = _row(inputs, _first_bad_row(law, space, inputs, begin))
+        raise InputError(f"{law.name}: not finite at any of {len(begin)} starts, {row}: are these the law's units?")
     best = solve.descend(law, space, problem, rough.theta[order[: solve.CHUNK]], POLISH)
     ends = np.concatenate([best.theta[np.argsort(best.value)], rough.theta[order[solve.CHUNK :]]])
     return _describe(law, objective, space, problem, ends)
@@ -134,26 +186,32 @@ def _describe(law: Law, objective: str, space: str, problem: solve.Problem, ends
     """The Fit at theta = ends[0]: parameters, errors, quality."""
     theta, delta, n, free = ends[0], problem.delta, len(problem.y), problem.free > 0
     _, _, (residuals,), (jacobian,) = solve.descend(law, space, problem, ends[:1], 1)
-    cov = np.zeros((len(theta), len(theta)))
-    cov[np.ix_(free, free)] = covariance(jacobian[:, free], residuals, delta)
+    weights = problem.scale**2
+    at_bound = free & ((theta <= problem.low) | (theta >= problem.high))
+    inner, cov = free & ~at_bound, np.diag(np.where(at_bound, np.inf, 0.0))
+    cov[np.ix_(inner, inner)] = covariance(jacobian[:, inner], residuals, delta)
     errors = np.where(free, np.sqrt(np.diag(cov)), np.nan)
     _, _, slopes, limits = zip(*(TRANSFORMS[q.transform] for q in law.parameters), strict=True)
-    inner = np.clip(residuals, -delta, delta)
-    value = float(np.sum(inner * (residuals - inner / 2)))
-    deviance = _deviance(value, n, delta)
+    clipped = np.clip(residuals, -delta, delta)
+    value = float(np.sum(clipped * (residuals - clipped / 2)))
+    deviance = _deviance(value, n, delta) - np.sum(np.log(weights))
     target = np.log(problem.y) if space == "log" else problem.y
+    unclear = free & ~(np.isfinite(errors) & (errors <= limits))
     return Fit(
         law=law,
         params={name: float(v) for name, v in law.natural(theta).items()},
-        stderr={name: float(e * f(t)) for name, e, f, t in zip(law.names, errors, slopes, theta, strict=True)},
+        stderr={
+            name: float(e if np.isinf(e) else e * f(t))  # a parameter without an error may have underflowed to 0
+            for name, e, f, t in zip(law.names, errors, slopes, theta, strict=True)
+        },
         covariance=cov,
-        residuals=residuals,
-        r2=float(1 - np.sum(residuals**2) / np.sum((target - target.mean()) ** 2)),
+        residuals=residuals / problem.scale,
+        r2=explained(residuals**2, target, weights),
         aic=float(deviance + 2 * (free.sum() + 1)),
         bic=float(deviance + np.log(n) * (free.sum() + 1)),
         value=value,
         n=n,
-        undetermined=tuple(k for k, e, most in zip(law.names, errors, limits, strict=True) if e > most or np.isinf(e)),
+        undetermined=tuple(name for name, bad in zip(law.names, unclear, strict=True) if bad),
         objective=objective,
         space=space,
         problem=problem,
@@ -167,20 +225,26 @@ def covariance(jacobian, residuals, delta: float) -> np.ndarray:
     tau^2 (J^T J)^-1. Least squares (delta inf): tau^2 = RSS / (n - p). Huber: the sandwich's tau^2 = mean psi^2 /
     (mean psi')^2 n / (n - p); mean psi' is the slope of mean psi over a window of n^-1/5 robust standard deviations,
     since with a small delta few rows have psi' = 1, and leaves out the p smallest residuals, since a fit close to least
-    absolute values passes through p points. Infinite along directions that J does not see.
+    absolute values passes through p points. Infinite along directions that J does not see, or not as finite numbers.
     """
+    jacobian = _finite(jacobian)
     size = np.maximum(np.linalg.norm(jacobian, axis=-2, keepdims=True), 1e-150)
     _, singular, rows = np.linalg.svd(jacobian / size, full_matrices=False)
     seen = singular > 1e-9 * singular[..., :1]
     hidden = np.any(~seen[..., None] & (np.abs(rows) > 1e-3), axis=-2)
     root = np.swapaxes(rows, -1, -2) * np.where(seen, 1 / np.where(seen, singular, 1), 0)[..., None, :]
     inverse = root @ np.swapaxes(root, -1, -2) / (np.swapaxes(size, -1, -2) * size)
-    inverse = np.where(hidden[..., None] & np.eye(size.shape[-1], dtype=bool), np.inf, inverse)
-    return _scale(residuals, delta, size.shape[-1])[..., None, None] * inverse
+    scaled = _scale(residuals, delta, size.shape[-1])[..., None, None] * inverse
+    return np.where(hidden[..., None] & np.eye(size.shape[-1], dtype=bool), np.inf, scaled)
+
+
+def _finite(jacobian) -> np.ndarray:
+    """The Jacobian with 0 in the columns that are not finite, as of parameters that nothing hangs on."""
+    return np.where(np.isfinite(jacobian).all(axis=-2, keepdims=True), jacobian, 0)
 
 
 def _scale(residuals, delta: float, p: int) -> np.ndarray:
-    """tau^2 [...] of `covariance`."""
+    """tau^2 [...] of `covariance`; nan where it is unknown: no row more than parameters, or none near enough to 0."""
     n = residuals.shape[-1]
     if n == p:
         return np.full(residuals.shape[:-1], np.nan)
@@ -190,7 +254,8 @@ def _scale(residuals, delta: float, p: int) -> np.ndarray:
     rest = np.take_along_axis(residuals, np.argsort(np.abs(residuals), axis=-1)[..., p:], axis=-1)
     window = 1.4826 * np.median(np.abs(rest), axis=-1, keepdims=True) * n**-0.2 + 1e-12
     rise = np.clip(rest + window, -delta, delta) - np.clip(rest - window, -delta, delta)
-    return spread / np.mean(rise / (2 * window), axis=-1) ** 2
+    slope = np.mean(rise / (2 * window), axis=-1)
+    return spread / np.where(slope > 0, slope, np.nan) ** 2
 
 
 def _deviance(value: float, n: int, delta: float) -> float:
@@ -226,32 +291,60 @@ def _check_options(law: Law, objective: str, delta: float, space: str, starts: i
         raise InputError(f"space={space!r}: must be log or linear")
     if not delta > 0:
         raise InputError(f"delta={delta}: must be above 0")
-    if starts < 1:
-        raise InputError(f"starts={starts}: must be at least 1")
-    for name in fixed:
+    if not (isinstance(starts, int | np.integer) and starts >= 1):
+        raise InputError(f"starts={starts}: must be at least 1, a whole number")
+    for name, value in fixed.items():
         if name not in law.names:
             raise InputError(f"fixed={name!r}: {law.name} has the parameters {', '.join(law.names)}")
+        least, most = LIMITS[law.parameters[law.names.index(name)].transform]
+        if isinstance(value, str) or not least < value < most:
+            raise InputError(f"fixed={name!r}: {value!r} must be between {least:g} and {most:g}")
 
 
 def _check_data(law: Law, inputs: dict, y, space: str, free: int) -> tuple[dict, np.ndarray]:
-    """The law's columns and y as float64, or an InputError."""
-    y = np.asarray(y, np.float64)
-    if y.ndim != 1:
-        raise InputError(f"y has shape {y.shape}: must be one column")
+    """The law's inputs and y as columns, or an InputError."""
     for name in law.inputs:
         if name not in inputs:
             raise InputError(f"input {name!r} is missing: {law.name} needs {', '.join(law.inputs)}")
-    columns = {name: np.asarray(inputs[name], np.float64) for name in law.inputs}
-    for name, column in columns.items():
-        if column.shape != y.shape:
-            raise InputError(f"input {name!r} has shape {column.shape}: must be that of y, {y.shape}")
-        for row in np.flatnonzero(~np.isfinite(column))[:1]:
-            raise InputError(f"input {name!r}, row {row}: {column[row]} must be finite")
-    for row in np.flatnonzero(~np.isfinite(y) | ((y <= 0) & (space == "log")))[:1]:
-        raise InputError(f"y, row {row}: {y[row]} must be finite{' and above 0' if space == 'log' else ''}")
+    named = {"y": y} | {f"input {name!r}": inputs[name] for name in law.inputs}
+    y, *rest = columns(named, {"y"} if space == "log" else ())
     if len(y) < free:
         raise InputError(f"{len(y)} points: {law.name} has {free} parameters to fit")
-    return columns, y
+    return dict(zip(law.inputs, rest, strict=True)), y
+
+
+def _check_bounds(law: Law, bounds: dict, fixed: dict) -> tuple[np.ndarray, np.ndarray]:
+    """The range of theta, low and high [p], or an InputError."""
+    ends = np.array([[-np.inf, np.inf]] * len(law.names))
+    for name, pair in bounds.items():
+        if name not in law.names or name in fixed:
+            free = [k for k in law.names if k not in fixed]
+            raise InputError(f"bounds={name!r}: {law.name} has the parameters {', '.join(free)} to fit")
+        i = law.names.index(name)
+        transform = law.parameters[i].transform
+        least, most = LIMITS[transform]
+        try:
+            low, high = (end if given is None else float(given) for given, end in zip(pair, (least, most), strict=True))
+        except (TypeError, ValueError):
+            raise InputError(f"bounds={name!r}: {pair!r} must be two numbers, (low, high), None for none") from None
+        if not (low < high and high > least and low < most):
+            raise InputError(f"bounds={name!r}: ({low:g}, {high:g}) must rise, within ({least:g}, {most:g})")
+        with np.errstate(divide="ignore"):  # the limits themselves are at infinity
+            ends[i] = TRANSFORMS[transform][0](np.clip([low, high], least, most))
+    return ends[:, 0], ends[:, 1]
+
+
+def _first_bad_row(law: Law, space: str, inputs: dict, begin: np.ndarray) -> int:
+    """The row where the law is not finite, or not above 0 in log space, at the most starts; of equals the first."""
+    bad = []
+    for theta in begin:
+        value = np.broadcast_to(law(law.natural(theta), inputs), len(next(iter(inputs.values()))))
+        bad.append(~(np.isfinite(value) & ((value > 0) | (space == "linear"))))
+    return int(np.argmax(np.mean(bad, axis=0)))
+
+
+def _row(inputs: dict, row: int) -> str:
+    return f"row {row} ({', '.join(f'{name}={column[row]:g}' for name, column in inputs.items())})"
 
 
 def _check_columns(law: Law, space: str, problem: solve.Problem, starts: np.ndarray) -> None:
@@ -259,7 +352,7 @@ def _check_columns(law: Law, space: str, problem: solve.Problem, starts: np.ndar
     constant = [name for name, column in problem.inputs.items() if np.all(column == column[0])]
     if not constant or len(problem.y) < 2:
         return
-    jacobians = solve.descend(law, space, problem, starts[: solve.CHUNK], 1).jacobian[..., problem.free > 0]
+    jacobians = _finite(solve.descend(law, space, problem, starts[: solve.CHUNK], 1).jacobian[..., problem.free > 0])
     jacobians = jacobians / np.maximum(np.linalg.norm(jacobians, axis=-2, keepdims=True), 1e-300)
     singular = np.linalg.svd(jacobians, compute_uv=False)
     if np.max(singular[:, -1] / np.maximum(singular[:, 0], 1e-300)) < 1e-9:

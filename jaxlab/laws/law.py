@@ -19,6 +19,7 @@ TRANSFORMS = {
         2.0,
     ),
 }
+LIMITS = {"positive": (0.0, np.inf), "real": (-np.inf, np.inf), "unit": (0.0, 1.0)}  # natural values lie between
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Law:
 
     def natural(self, theta, xp=np) -> dict:
         """{name: natural value} of unconstrained coordinates theta [p, ...]; xp: numpy, or jax.numpy where traced."""
-        return {p.name: TRANSFORMS[p.transform][1](t, xp) for p, t in zip(self.parameters, theta, strict=True)}
+        with np.errstate(over="ignore"):  # 0 or infinite beyond float64
+            return {p.name: TRANSFORMS[p.transform][1](t, xp) for p, t in zip(self.parameters, theta, strict=True)}
 
     def theta(self, params: dict) -> np.ndarray:
         """Unconstrained coordinates [..., p] of natural values {name: [...]}."""

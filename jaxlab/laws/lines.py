@@ -1,19 +1,21 @@
 """Closed forms: power laws as straight lines in logarithms, and the minimiser of a parabola in log2 x."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import stats
 
 from jaxlab.config import InputError
+from jaxlab.laws.columns import check_level, columns, explained, relative_weights
 
 
 @dataclass(frozen=True, eq=False)
 class PowerLaw:
-    """y = A prod x_k^e_k by ordinary least squares on natural logarithms.
+    """y = A prod x_k^e_k by least squares on natural logarithms.
 
     A; exponents {name: e_k}; stderr {"log A" and each name: float}; covariance [1 + k, 1 + k] of (log A, e...);
-    residuals [n]: log prediction minus log y; r2 of the logarithms; n.
+    residuals [n]: log prediction minus log y; r2 of the logarithms, nan where y is the same in every row; n. design
+    [n, 1 + k], target [n] and weights [n], of mean 1: the rows, (1, log x...) and log y.
     """
 
     A: float
@@ -23,6 +25,9 @@ class PowerLaw:
     residuals: np.ndarray
     r2: float
     n: int
+    design: np.ndarray = field(repr=False)
+    target: np.ndarray = field(repr=False)
+    weights: np.ndarray = field(repr=False)
 
     def predict(self, inputs: dict) -> np.ndarray:
         """A prod x_k^e_k at inputs {name: array}."""
@@ -30,43 +35,83 @@ class PowerLaw:
 
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
         """t interval of an exponent, or of `A`, symmetric in its logarithm; n - 1 - k degrees of freedom."""
-        freedom = self.n - len(self.exponents) - 1
-        width = stats.t.ppf((1 + level) / 2, freedom) * self.stderr["log A" if name == "A" else name]
+        width = self._quantile(level) * self.stderr["log A" if name == "A" else name]
         if name == "A":
             return float(self.A * np.exp(-width)), float(self.A * np.exp(width))
         return self.exponents[name] - width, self.exponents[name] + width
 
+    def prediction(self, inputs: dict, level: float = 0.95, new: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high) [m]: t interval of the line at inputs {name: [m]}; with `new`, of one new observation there, of
+        the mean weight. Symmetric in logarithms. Raises InputError for inputs that are not positive columns."""
+        names = {f"input {name!r}": inputs[name] for name in self.exponents}
+        logs = np.log(columns(names, names))
+        rows = np.stack([np.ones(logs.shape[1]), *logs], -1)
+        variance = np.einsum("mi,ij,mj->m", rows, self.covariance, rows)
+        if new:
+            variance = variance + np.sum(self.weights * self.residuals**2) / (self.n - rows.shape[1])
+        width, centre = self._quantile(level) * np.sqrt(variance), rows @ [np.log(self.A), *self.exponents.values()]
+        with np.errstate(over="ignore"):  # an end beyond float64 is infinite
+            return np.exp(centre - width), np.exp(centre + width)
 
-def power_law(inputs: dict, y) -> PowerLaw:
-    """Fits log y = log A + sum_k e_k log x_k; inputs {name: [n]}, y [n], all positive.
+    def _quantile(self, level: float) -> float:
+        check_level(level)
+        return float(stats.t.ppf((1 + level) / 2, self.n - len(self.exponents) - 1))
+
+    def refitted(self, times) -> dict:
+        """{"A" and each name: [draws]} with each row as often as times [draws, n] says; nan where those rows do not
+        determine a line."""
+        centre, size = self.design[:, 1:].mean(0), self.design[:, 1:].std(0)
+        rows = np.column_stack([np.ones(self.n), (self.design[:, 1:] - centre) / size])
+        weights = np.asarray(times) * self.weights
+        gram = np.einsum("dn,ni,nj->dij", weights, rows, rows)
+        values = np.linalg.eigvalsh(gram)
+        clear = values[:, 0] > 1e-10 * values[:, -1]
+        theta = np.full((len(gram), rows.shape[1]), np.nan)
+        moments = np.einsum("dn,ni,n->di", weights[clear], rows, self.target)
+        theta[clear] = np.linalg.solve(gram[clear], moments[..., None])[..., 0]
+        theta[:, 1:] /= size
+        with np.errstate(over="ignore"):
+            constant = np.exp(theta[:, 0] - theta[:, 1:] @ centre)
+        return {"A": constant} | dict(zip(self.exponents, theta[:, 1:].T, strict=True))
+
+
+def power_law(inputs: dict, y, weights=None) -> PowerLaw:
+    """Fits log y = log A + sum_k e_k log x_k; inputs {name: [n]}, y [n], all positive; weights [n] as in `fit`.
 
     Raises InputError for fewer than 2 + k points, values that are not positive, columns that do not determine a line.
     """
-    y = _positive("y", y)
-    columns = {name: _positive(f"input {name!r}", x) for name, x in inputs.items()}
-    for name, x in columns.items():
-        if x.shape != y.shape:
-            raise InputError(f"input {name!r} has shape {x.shape}: must be that of y, {y.shape}")
+    if not inputs:
+        raise InputError("inputs has no column: a power law needs one or more")
+    names = [f"input {name!r}" for name in inputs]
+    y, *rest = columns({"y": y} | dict(zip(names, inputs.values(), strict=True)), {"y", *names})
+    for name, x in zip(names, rest, strict=True):
         if np.all(x == x[0]):
-            raise InputError(f"input {name!r} is {x[0]:g} in every row: its exponent needs it to vary")
-    n, p = len(y), 1 + len(columns)
+            raise InputError(f"{name} is {x[0]:g} in every row: its exponent needs it to vary")
+    n, p = len(y), 1 + len(rest)
     if n < p + 1:
         raise InputError(f"{n} points: a line with {p} coefficients and their errors needs {p + 1}")
-    design = np.stack([np.ones(n), *(np.log(x) for x in columns.values())], -1)
+    weights, target = relative_weights(weights, y), np.log(y)
+    design, root = np.stack([np.ones(n), *map(np.log, rest)], -1), np.sqrt(weights)
+    weighted = design * root[:, None]
     if np.linalg.matrix_rank(design) < p:
-        raise InputError(f"inputs {', '.join(columns)} are collinear in their logarithms")
-    coefficients, *_ = np.linalg.lstsq(design, np.log(y), rcond=None)
-    residuals = design @ coefficients - np.log(y)
-    cov = np.sum(residuals**2) / (n - p) * np.linalg.inv(design.T @ design)
-    spread = np.log(y) - np.log(y).mean()
+        raise InputError(f"inputs {', '.join(inputs)} are collinear in their logarithms")
+    coefficients, *_ = np.linalg.lstsq(weighted, target * root, rcond=None)
+    residuals = design @ coefficients - target
+    squares = weights * residuals**2
+    cov = np.sum(squares) / (n - p) * np.linalg.inv(weighted.T @ weighted)
+    if abs(coefficients[0]) > 700:
+        raise InputError(f"log A is {coefficients[0]:.4g}, beyond float64: choose units nearer to the data")
     return PowerLaw(
         A=float(np.exp(coefficients[0])),
-        exponents={k: float(e) for k, e in zip(columns, coefficients[1:], strict=True)},
-        stderr={k: float(e) for k, e in zip(("log A", *columns), np.sqrt(np.diag(cov)), strict=True)},
+        exponents={k: float(e) for k, e in zip(inputs, coefficients[1:], strict=True)},
+        stderr={k: float(e) for k, e in zip(("log A", *inputs), np.sqrt(np.diag(cov)), strict=True)},
         covariance=cov,
         residuals=residuals,
-        r2=float(1 - np.sum(residuals**2) / np.sum(spread**2)),
+        r2=explained(squares, target, weights),
         n=n,
+        design=design,
+        target=target,
+        weights=weights,
     )
 
 
@@ -83,23 +128,32 @@ class Parabola:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """t interval of the minimiser, symmetric in its logarithm; n - 3 degrees of freedom."""
-        factor = 2 ** (stats.t.ppf((1 + level) / 2, self.n - 3) * self.stderr) if self.n > 3 else np.nan
-        return float(self.minimiser / factor), float(self.minimiser * factor)
+        check_level(level)
+        if self.n == 3:
+            return np.nan, np.nan
+        width, centre = stats.t.ppf((1 + level) / 2, self.n - 3) * self.stderr, np.log2(self.minimiser)
+        with np.errstate(over="ignore"):  # an end beyond float64 is infinite
+            return float(np.exp2(centre - width)), float(np.exp2(centre + width))
 
 
 def parabola(x, y) -> Parabola:
     """Least-squares parabola of y in log2 x (best batch size: Charles et al. 2503.09799; IsoFLOP: Hoffmann et al.).
 
-    x [n] positive, y [n]. Raises InputError for fewer than 3 distinct x, or where the parabola has no minimum.
+    x [n] positive, y [n]; through exactly 3 points stderr is nan. Raises InputError for values that are no such
+    columns, for fewer than 3 distinct x, and where the parabola has no minimum, or one beyond float64.
     """
-    x, y = _positive("x", x), np.asarray(y, float)
-    if len(np.unique(x)) < 3:
-        raise InputError(f"{len(np.unique(x))} distinct x: a parabola needs 3")
+    y, x = columns({"y": y, "x": x}, {"x"})
     centre = np.log2(x).mean()
-    design = np.stack([np.ones_like(x), np.log2(x) - centre, (np.log2(x) - centre) ** 2], -1)
+    offset = np.log2(x) - centre
+    distinct = len(np.unique(np.round(offset, 9)))  # closer ones do not tell a slope from a curvature
+    if distinct < 3:
+        raise InputError(f"{distinct} distinct x: a parabola needs 3")
+    design = np.stack([np.ones_like(x), offset, offset**2], -1)
     (a, b, c), *_ = np.linalg.lstsq(design, y, rcond=None)
-    if c <= 0:
-        raise InputError(f"the parabola through {len(x)} points opens downwards (curvature {c:.3g}): no minimum")
+    if not c * np.ptp(offset) ** 2 > 1e-12 * np.abs(y).max():
+        raise InputError(f"the parabola through {len(x)} points opens downwards or is flat (curvature {c:.3g})")
+    if not abs(centre - b / (2 * c)) < 1_000:
+        raise InputError(f"the parabola's minimum is at 2^{centre - b / (2 * c):.4g}, beyond float64")
     residuals = design @ np.array([a, b, c]) - y
     slope = np.array([0, -1 / (2 * c), b / (2 * c * c)])
     freedom = len(x) - 3
@@ -112,12 +166,3 @@ def parabola(x, y) -> Parabola:
         residuals=residuals,
         n=len(x),
     )
-
-
-def _positive(name: str, values) -> np.ndarray:
-    values = np.asarray(values, np.float64)
-    if values.ndim != 1:
-        raise InputError(f"{name} has shape {values.shape}: must be one column")
-    for row in np.flatnonzero(~(np.isfinite(values) & (values > 0)))[:1]:
-        raise InputError(f"{name}, row {row}: {values[row]} must be finite and above 0")
-    return values

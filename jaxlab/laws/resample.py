@@ -1,4 +1,4 @@
-"""What a fit is worth: bootstrap intervals and held-out residuals; the refits run in the fit's own compiled program."""
+"""What a fit is worth: bootstrap intervals and held-out residuals; a law's refits run in the fit's own program."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,23 +7,35 @@ import numpy as np
 
 from jaxlab.config import InputError
 from jaxlab.laws import solve
+from jaxlab.laws.chinchilla import IsoFlop
+from jaxlab.laws.columns import check_level
 from jaxlab.laws.fit import STEPS, Fit
+from jaxlab.laws.lines import PowerLaw
 
 
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
-    """draws {name: [draws]}, natural units; intervals {name: (low, high)}, 95 %, percentiles."""
+    """draws {name: [draws]}, natural units, nan where the rows drawn do not determine the law, which intervals leave
+    out and `lost` counts; intervals {name: (low, high)}, 95 %, percentiles."""
 
     draws: dict
+
+    @property
+    def lost(self) -> int:
+        return int(np.any(np.isnan(list(self.draws.values())), axis=0).sum())
 
     @property
     def intervals(self) -> dict:
         return {name: self.interval(name) for name in self.draws}
 
     def interval(self, quantity: str | Callable, level: float = 0.95) -> tuple[float, float]:
-        """Percentile interval of a parameter, or of a function of {name: float}."""
+        """Percentile interval of a parameter, or of a function of {name: float}; nan where every draw is lost."""
+        check_level(level)
         values = self.draws[quantity] if isinstance(quantity, str) else self.derived(quantity)
-        low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+        values = values[~np.isnan(values)]
+        if not len(values):
+            return np.nan, np.nan
+        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)
 
     def derived(self, quantity: Callable) -> np.ndarray:
@@ -46,14 +58,29 @@ def refit(fit: Fit, weights, y=None) -> np.ndarray:
     return ends.theta.reshape(-1, len(starts), starts.shape[1])[np.arange(len(best)), best]
 
 
-def bootstrap(fit: Fit, draws: int = 1000, groups=None, seed: int = 0) -> Bootstrap:
-    """Refits to rows drawn with replacement, or to groups of rows drawn whole (groups [n]: seed or configuration)."""
+def bootstrap(fit: Fit | PowerLaw | IsoFlop, draws: int = 1000, groups=None, seed: int = 0) -> Bootstrap:
+    """Refits to rows drawn with replacement, or to groups of rows drawn whole (groups [n]: seed, run or configuration).
+
+    Of IsoFLOP sweeps everything is done again, from the runs to the power law of the minimisers, and single runs are
+    drawn within their budget. Raises InputError for groups that are not one label a row, two or more in all.
+    """
+    if not (isinstance(draws, int | np.integer) and draws >= 1):
+        raise InputError(f"draws={draws}: must be a whole number of at least 1")
+    strata = fit.budgets if groups is None and isinstance(fit, IsoFlop) else np.zeros(fit.n)
     labels = np.arange(fit.n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     if labels.shape != (fit.n,):
         raise InputError(f"groups has shape {labels.shape}: must have a label for each of {fit.n} rows")
-    count = labels.max() + 1
-    times = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-    thetas = refit(fit, times[:, labels])
+    if labels.max() == 0:
+        raise InputError("groups has one label: draws of one group are all the same")
+    random, times = np.random.default_rng(seed), np.zeros((draws, fit.n), int)
+    for stratum in np.unique(strata):
+        rows = strata == stratum
+        of_row = np.unique(labels[rows], return_inverse=True)[1]
+        count = of_row.max() + 1
+        times[:, rows] = random.multinomial(count, np.full(count, 1 / count), size=draws)[:, of_row]
+    if not isinstance(fit, Fit):
+        return Bootstrap(fit.refitted(times))
+    thetas = refit(fit, times)
     return Bootstrap({k: np.asarray(v) for k, v in fit.law.natural(thetas.T).items()})
 
 
@@ -71,6 +98,8 @@ def leave_largest_out(fit: Fit, by: str = "N") -> tuple[dict, np.ndarray]:
         raise InputError(f"by={by!r}: {fit.law.name} has the inputs {', '.join(fit.problem.inputs)}")
     column = fit.problem.inputs[by]
     held = column == column.max()
+    if np.sum(~held) < fit.problem.free.sum():
+        raise InputError(f"by={by!r}: {np.sum(~held)} rows are left without the largest: too few for {fit.law.name}")
     theta = refit(fit, ~held[None])[0]
     params = {k: float(v) for k, v in fit.law.natural(theta).items()}
     return params, np.log(fit.law(params, fit.problem.inputs)[held]) - np.log(fit.problem.y[held])

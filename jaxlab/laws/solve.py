@@ -18,8 +18,9 @@ CHUNK = 64
 class Problem(NamedTuple):
     """What a law is fitted to, all float64.
 
-    inputs {name: [n]}, y [n], row weights [n], Huber delta (inf: least squares), free [p]: 1 where a parameter is
-    fitted, 0 where it stays at its start.
+    inputs {name: [n]}, y [n], weights [n]: how often each row counts, Huber delta (inf: least squares), free [p]: 1
+    where a parameter is fitted, 0 where it stays at its start; low, high [p]: the range of theta; scale [n]: what
+    residuals are multiplied by, wherever they are used.
     """
 
     inputs: dict
@@ -27,6 +28,9 @@ class Problem(NamedTuple):
     weights: np.ndarray
     delta: float
     free: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    scale: np.ndarray
 
 
 class End(NamedTuple):
@@ -50,7 +54,8 @@ def descend(law, space: str, problem: Problem, thetas, steps: int) -> End:
     start, row, real = np.minimum(start, count - 1).reshape(-1, CHUNK), np.minimum(row, n - 1), row < n
     y = np.broadcast_to(problem.y[..., row], (count, len(row)))
     weights = np.broadcast_to(problem.weights[..., row] * real, (count, len(row)))
-    problem = problem._replace(inputs={name: column[row] for name, column in problem.inputs.items()})
+    inputs = {name: column[row] for name, column in problem.inputs.items()}
+    problem = problem._replace(inputs=inputs, scale=problem.scale[row])
     with jax.enable_x64(True):
         ends = [_descend(law, space, problem._replace(y=y[s], weights=weights[s]), thetas[s], steps) for s in start]
         theta, value, residuals, jacobian = (np.concatenate(part)[:count] for part in zip(*ends, strict=True))
@@ -70,17 +75,22 @@ def _one(law, space: str, problem: Problem, theta, steps) -> End:
     def residuals(theta):
         predicted = jnp.broadcast_to(law.predict(law.natural(theta, jnp), problem.inputs), problem.y.shape)
         r = jnp.log(predicted) - jnp.log(problem.y) if space == "log" else predicted - problem.y
-        r = jnp.where(problem.weights > 0, r, 0)
+        r = jnp.where(problem.weights > 0, problem.scale * r, 0)
         return r, r
 
     def step(_, state):
         now, damping = state
         weights = problem.weights / jnp.maximum(1, jnp.abs(now.residuals) / delta)
-        jacobian = now.jacobian * free
+        slope = now.jacobian.T @ (weights * now.residuals)
+        # a parameter that the slope pushes beyond the end of its range stays there for this step
+        pinned = ((now.theta <= problem.low) & (slope > 0)) | ((now.theta >= problem.high) & (slope < 0))
+        loose = free * ~pinned
+        jacobian = now.jacobian * loose
         curvature = jacobian.T @ (weights[:, None] * jacobian)
         scale = jnp.diag(curvature)
-        ridge = damping * scale + 1e-14 * jnp.max(scale) + 1e-300 + (1 - free)
-        moved = now.theta - jnp.linalg.solve(curvature + jnp.diag(ridge), jacobian.T @ (weights * now.residuals))
+        ridge = damping * scale + 1e-14 * jnp.max(scale) + 1e-300 + (1 - loose)
+        moved = now.theta - jnp.linalg.solve(curvature + jnp.diag(ridge), loose * slope)
+        moved = jnp.clip(moved, problem.low, problem.high)
         jacobian, r = jax.jacfwd(residuals, has_aux=True)(moved)
         inner = jnp.clip(r, -delta, delta)
         found = End(moved, jnp.sum(problem.weights * inner * (r - inner / 2)), r, jacobian)

@@ -34,7 +34,8 @@ class RankLaws(NamedTuple):
     def ranks(self, width):
         """(hard, soft) at widths, no more than the width."""
         width = np.asarray(width, float)
-        return tuple(np.minimum(a * width**beta, width) for a, beta in self)
+        with np.errstate(over="ignore"):  # of a steep law, far beyond the width
+            return tuple(np.minimum(a * width**beta, width) for a, beta in self)
 
 
 # GPT-2 160M, d_model 768, widths 768 to 6,144, post-activation (companion 2605.21803). Its laws of Muon rest on a point

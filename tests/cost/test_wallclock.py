@@ -49,6 +49,23 @@ def hours(algorithm, ratio, log2_batch, network):
     return wallclock.training_seconds(algorithm, N, ratio * N, batch, chip_count(batch), NETWORKS[network]) / 3600
 
 
+def test_a_step_by_hand():
+    """1e9 parameters, 16 bits, 2^18 tokens on 64 chips, 10 Gbit/s and 10 ms across, 400 Gbit/s and 0.1 ms within:
+    6e9 x 262,144 / (64 x 3e14) = 0.08192 s of products; data-parallel's 3.2 x 63/64 + 0.01 = 3.16 s; two replicas'
+    0.08 x 31/32 + 0.0001 = 0.0776 s within, and 3.16 s a round of 30 across."""
+    whole = wallclock.step_time(Algorithm(), 1e9, 2**18, 64, LOW)
+    assert tuple(whole) == pytest.approx((0.08192, 3.16, 0.0), rel=1e-12)
+    two = wallclock.step_time(Algorithm(2), 1e9, 2**18, 64, LOW)
+    assert tuple(two) == pytest.approx((0.08192, 0.0776, 3.16 / 30), rel=1e-12)
+    slower = wallclock.step_time(Algorithm(2, bits=8), 1e9, 2**18, 64, LOW, HIGH._replace(latency=0.0), 1e14)
+    assert tuple(slower) == pytest.approx((0.24576, 0.03875, 3.16 / 30), rel=1e-12)
+    assert wallclock.training_seconds(Algorithm(), 1e9, 2**28, 2**18, 64, LOW) == pytest.approx(1024 * 3.24192)
+
+
+def test_chips_follow_the_batch():
+    assert (chip_count(2**18), chip_count(2**18, 2_048), chip_count(100)) == (64, 128, 1)
+
+
 @pytest.mark.parametrize("where", HOURS, ids=str)
 def test_hours_to_the_printed_digit(where):
     network, batch = where

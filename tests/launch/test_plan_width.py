@@ -1,6 +1,7 @@
 """The plan of a width: published laws at their widths, ranks from a file, what is refused."""
 
 import pytest
+from rich.text import Text
 
 from jaxlab.config import InputError
 from launch import plan
@@ -27,25 +28,75 @@ def test_published_ranks_of_adamw():
 
 def test_ranks_of_a_file_are_fitted(tmp_path):
     """Hard = soft = 3 D^0.5: half of the first dimension's eDim at 4 d_model."""
-    file = tmp_path / "ranks.csv"
+    file = tmp_path / "own [red]ranks.csv"  # no markup of the table
     lines = (f"{d},{3 * d**0.5},{3 * d**0.5}" for d in (64, 128, 512))
     file.write_text("width,hard_rank,soft_rank\n" + "\n".join(lines) + "\n")
     caption = plan.width(10_000, ranks=str(file)).caption
     assert "hard rank 3 D^0.5, soft rank 3 D^0.5" in caption
     assert "from D = 39,99" in caption  # to 1 / D
+    assert Text.from_markup(caption).plain.count(f"of {file};") == 1
+    excel = tmp_path / "ranks.csv"  # with a mark of its encoding
+    excel.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert plan.width(10_000, ranks=str(excel)).caption.split(" of ")[0] == caption.split(" of ")[0]
+
+
+def test_a_width_that_no_law_reaches(tmp_path):
+    """Hard = soft = D: a dimension more is worth one everywhere."""
+    file = tmp_path / "ranks.csv"
+    file.write_text("width,hard_rank,soft_rank\n" + "".join(f"{d},{d},{d}\n" for d in (64, 128, 512)))
+    assert "nowhere below 64 d_model" in plan.width(768, ranks=str(file)).caption
 
 
 def test_bad_input(tmp_path):
-    file = tmp_path / "ranks.csv"
-    file.write_text("width,hard_rank\n64,3\n")
     for arguments, message in (
-        ((None,), "--d_model=None: must be above 0"),
+        ((None,), "--d_model=None: must be 8 to"),
+        ((7,), "--d_model=7: must be 8 to"),
+        ((10**30,), "--d_model=1000000000000000000000000000000: must be 8 to"),
         ((768, "muon"), "--optimiser=muon: must be one of adamw, dion-1/16, dion-1/2"),
-        ((768, "adamw", "none.csv"), "--ranks=none.csv: must be a CSV file of numbers in width, hard_rank, soft_rank"),
-        ((768, "adamw", str(file)), "must be a CSV file of numbers .*soft_rank"),
+        ((768, None, "none.csv"), "--ranks=none.csv: there is no such file"),
+        ((768, None, ""), "--ranks=: must name a file"),
+        ((768, None, "gs://bucket/ranks.csv"), "--ranks=gs://bucket/ranks.csv: must be on a disk"),
+        ((768, None, str(tmp_path)), "--ranks=.*: cannot be read"),
+        ((768, "adamw", "none.csv"), "--optimiser=adamw: --ranks takes the place of published ranks"),
     ):
         with pytest.raises(InputError, match=message):
             plan.width(*arguments)
-    file.write_text("width,hard_rank,soft_rank\n")
-    with pytest.raises(InputError, match="0 rows; must be 3 or more"):
+
+
+HEADER = b"width,hard_rank,soft_rank\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "its columns are none; must be width, hard_rank, soft_rank"),
+        (b"<html><body>no</body></html>", "its columns are <html><body>no</body></html>; must be"),
+        (b"width,hard_rank\n64,3\n", "its columns are width, hard_rank; must be"),
+        (b"width,width,hard_rank,soft_rank\n64,64,2,3\n", "its columns are width, width, .*; must be"),
+        (HEADER, "0 rows; must be 3 or more"),
+        (
+            HEADER + b"64,2,3\n128,nan,3\n",
+            "line 3: width=128, hard_rank=nan, soft_rank=3; ranks must be numbers from 1",
+        ),
+        (HEADER + b"64,0,3\n", "line 2: width=64, hard_rank=0, "),
+        (HEADER + b"64,-2,3\n", "line 2: .*hard_rank=-2"),
+        (HEADER + b"64,2,65\n", "line 2: .*soft_rank=65; ranks must be numbers from 1 to the width"),
+        (HEADER + b"inf,2,3\n", "line 2: width=inf"),
+        (HEADER + b"64,two,3\n", "line 2: .*hard_rank=two"),
+        (HEADER + b"64,2\n", "line 2: .*soft_rank=None"),
+        (HEADER + b"64,2,3,4\n", "line 2: width=64"),
+        (HEADER + b"64,2,3\n" * 3, "input 'D' is 64 in every row"),
+        (HEADER + b"64,\xff,3\n", "cannot be read .*utf-8"),
+        (HEADER + b"1" * 140_000 + b",2,3\n", "cannot be read .*field larger than field limit"),
+        (HEADER + b'64,"2,3\n', "cannot be read"),
+    ],
+    ids=lambda value: value[-24:] if isinstance(value, bytes) else "",
+)
+def test_bad_files_of_ranks(tmp_path, content, message):
+    """One line that names the file, and where a row is bad the line and its values."""
+    file = tmp_path / "ranks.csv"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
         plan.width(768, ranks=str(file))
+    assert str(error.value).startswith(f"--ranks={file}")
+    assert "\n" not in str(error.value)

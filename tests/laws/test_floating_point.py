@@ -103,6 +103,19 @@ def test_critical_tokens_of_a_1b_model(e, m, trillions):
     assert found == pytest.approx(trillions, rel=2e-3)
 
 
+def test_critical_tokens_are_a_root_of_the_slope():
+    """Of the law written out: d beta / D^(beta + 1) = beta D^(beta - 1) log2 B / (N^alpha gamma (E + 1/2)^delta
+    (M + 1/2)^nu), by root finding."""
+
+    def slope(log_d):
+        d = np.exp(log_d)
+        kept = 11334.5197 * 3.5**3.1926 * 2.5**2.9543
+        return 68973.0621 * 0.5162 * d**-1.5162 - 0.5162 * d**-0.4838 * 6 / (3e9**0.2368 * kept)
+
+    root = np.exp(optimize.brentq(slope, 10, 60, xtol=1e-13, rtol=1e-14))
+    assert fp.critical_tokens(P, 3e9, 3, 2, 64) == pytest.approx(root, rel=1e-9)
+
+
 def test_critical_tokens_of_small_models():
     """Billions, by channel and in blocks of 32."""
     table = {1e6: (0.388, 0.991, 9.01, 23.0, 38.9, 99.2, 43.7, 112), 1e8: (1.12, 2.85, 25.9, 66.1, 112, 285, 126, 321)}

@@ -70,6 +70,23 @@ def test_marginal_edim_of_equal_laws():
     np.testing.assert_allclose(spectral.marginal_edim(laws, width), 1.5 * (width**-0.5 + width**-1.5), rtol=1e-6)
 
 
+def test_marginal_edim_of_unequal_laws():
+    """eDim = 1 + 2 (D - 1) / D x hard soft / (hard + soft) of hard = 3 D^0.4 and soft = 2 D^0.6, by a longer central
+    difference; where a law reaches its width, the rank is the width."""
+    laws = spectral.RankLaws((3.0, 0.4), (2.0, 0.6))
+
+    def used(d):
+        hard, soft = min(3 * d**0.4, d), min(2 * d**0.6, d)
+        return 1 + 2 * (d - 1) / d * hard * soft / (hard + soft)
+
+    for width in (4.0, 768.0, 6144.0):
+        step = 0.01 * width
+        slope = (8 * (used(width + step) - used(width - step)) - used(width + 2 * step) + used(width - 2 * step)) / 12
+        assert spectral.marginal_edim(laws, width) == pytest.approx(slope / step, rel=1e-5)
+    assert [float(rank) for rank in laws.ranks(4.0)] == [4.0, 4.0]
+    assert [float(rank) for rank in spectral.RankLaws((1.0, 400.0), (2.0, 0.5)).ranks(1e4)] == [1e4, 200.0]
+
+
 @pytest.mark.parametrize(("beta", "share"), [(0.5, 0.5), (0.4, 0.5), (0.6, 0.25)])
 def test_recommended_width_of_equal_laws(beta, share):
     """The marginal eDim falls as D^(beta - 1), to within 1 / D: to its share at share^(1 / (beta - 1)) d_model."""
