@@ -192,167 +192,110 @@ def holds(path: str, *words: str) -> Callable[[Path, Template], str]:
 
 KEYS = """
 tokens=0
-tokens=-1
 tokens=many
-tokens=1.5
 tokens=
 tokens=None
 tokens=inf
 tokens=100 | batch
-replicas=0
 replicas=-2
 replicas=3 | batch.tokens|replicas
 seed=-1
 seed=4294967296
-seed=nan
-batch.tokens=0
 batch.tokens=-512
 batch.tokens=500
-batch.tokens=1e3
 batch.context=0
-batch.context=100000
 batch.context=48 | batch.
 batch.micro_tokens=63
-batch.micro_tokens=-64
 batch.lr_rule=cubic
 batch.growth=garbage
-batch.growth=0:512 0:1024
 batch.growth=10:512
 batch.growth=0:nan
-batch.growth=0:-512
 batch.growth=0:512 1K:99999999999999
 batch.growth=curve:nan,1,1 every 1K
 batch.growth=curve:1e308,5,5 every 1K
-batch.growth=curve:1,1 every 1K
 batch.growth=curve:1,0,0 every 0
-batch.growth=curve:inf,0,0 every 1K
 batch.growth=seesaw:0  batch.lr_rule=sqrt
 batch.growth=seesaw:nan  batch.lr_rule=sqrt
 batch.growth=seesaw:1.1
 batch.context_growth=garbage
-batch.context_growth=0:100000 | batch.context
 schedule.name=polynomial
-schedule.name=
 schedule.name=wsd | decay_tokens
 schedule.peak_lr=nan
 schedule.peak_lr=inf
-schedule.peak_lr=-inf
-schedule.peak_lr=0
 schedule.peak_lr=1e400
-schedule.peak_lr=fast
-schedule.warmup_tokens=-1
 schedule.warmup_tokens=999999999
 schedule.final_fraction=nan
-schedule.final_fraction=1.5
-schedule.decay_shape=round
 optim.b1=nan
-optim.b1=1
 optim.b2=-0.1
-optim.eps=0
 optim.eps=inf
 optim.weight_decay=inf
 optim.weight_decay=nan
 optim.clip=nan
-optim.clip=-1
-optim.decay=fast
 model.rope_theta=nan
 model.rope_theta=inf
-model.rope_theta=0
 model.rope_theta=-10000
 model.norm_eps=nan
 model.norm_eps=-1
 model.z_loss=inf
 model.z_loss=nan
 model.init_std=nan
-model.init_std=-1
 model.balance_loss=nan
 model.mix_fraction=nan
-model.mix_fraction=2
-model.num_layers=0
 model.num_layers=1000000000 | layers|memory|free|workdir
-model.d_model=33
 model.d_model=1000000000 | d_model|free|memory
 model.num_heads=3
-model.head_dim=15
-model.d_ff=-1
-model.layer_d_ff=64
 model.layer_d_ff=64,x
 model.layer_d_ff=64,0
 model.ffn=tanh
-model.norm=batch
-model.positions=absolute
 model.vocab_size=100
-model.vocab_size=-1
-model.num_experts=-1
 model.experts_per_token=5
-model.tied=perhaps
 model.qk_norm=2
-diloco.sync_every=-1
 diloco.outer_lr=nan
 diloco.outer_lr=inf
 diloco.outer_momentum=nan
 diloco.mix=nan
-diloco.codec=float4
-diloco.fragments=0
 diloco.eager=maybe
-quant.recipe=garbage
 quant.cast=garbage
 quant.stages=0:garbage
 quant.P1=banana
 quant.cast=e2m1 | quant.cast
 quant.recipe=all  quant.cast=e9m9
-quant.recipe=all  quant.cast=e2m1,block=0
 quant.recipe=all  quant.cast=e2m1,block=nan
 quant.recipe=all  quant.stages=5:e2m1
 quant.recipe=all  quant.P7=none
 quant.fp8=native  quant.recipe=all | fp8
 quant.fp8=banana
-mesh.data=0
 mesh.data=-2
 mesh.data=7 | mesh
-mesh.replica=0
 mesh.tensor=3 | mesh
 mesh.fsdp=banana
-compute.dtype=float8
 compute.attention=flash
 compute.attention=cudnn | attention
-compute.loss_chunk=0
 compute.loss_chunk=48
-compute.steps_per_call=0
 evaluate.every_tokens=-1
-evaluate.tokens=-5
 evaluate.tasks=nothing | nothing
 evaluate.tasks=mmlu:9  evaluate.items_from=items | mmlu:9
 evaluate.tasks=piqa  evaluate.items_from=/absent | /absent
 evaluate.tasks=piqa  evaluate.items_from= | items
 spectra.at=garbage
 spectra.at=log:0
-spectra.at=log:-1
 spectra.at=log:1000000000
-spectra.at=every:0
 spectra.at=1e5
-spectra.at=1e400
 spectra.at=log:1e400
 spectra.tokens=-1
-spectra.taps=all
 checkpoint.keep=0
-checkpoint.every_tokens=-1
 log.tensorboard=banana
 log.tensorboard=
-data.store=
 data.store=absent
 data.store=config.py | config.py
 data.store=~nobody-here/store | nobody-here
 data.store=texts | texts
 data.source=files:other/*.txt
-data.source=
 data.tokenizer=bpe:300
 data.validation_fraction=nan
 data.validation_fraction=0.5
-data.validation_fraction=1
 model.depth=3
 =3 | config
-tokens.tokens=3
 model=3
 """
 # Legal, though it looks odd; words of the output.
@@ -930,7 +873,7 @@ def store_cases() -> Iterator[Case]:
     for kind in ("empty", "list", "binary", "cut", "folder", "object"):
         make = damaged("store/train/zarr.json", kind)
         yield Case(f"train/zarr.json/{kind}", "train", NEW, "refused", ("store",), make=make)
-    flags = (*NEW, "--config.data.tokenizer=bpe:300", "--config.data.store=bpe")
+    flags = (*NEW, "--config.data.tokenizer=bpe:271", "--config.data.store=bpe")
     for kind in ("empty", "binary", "cut", "missing", "html"):
         make = damaged("bpe/tokenizer.model", kind)
         yield Case(f"train/tokenizer.model/{kind}", "train", flags, "refused", ("tokenizer|bpe",), "config bpe", make)

@@ -113,7 +113,7 @@ class Template:
     def _bpe(self):
         """A store with a sentencepiece tokenizer of its own."""
         self.want("texts")
-        self._launch("prepare", "--config=config.py", "--config.data.tokenizer=bpe:300", "--config.data.store=bpe")
+        self._launch("prepare", "--config=config.py", "--config.data.tokenizer=bpe:271", "--config.data.store=bpe")
 
     def _hfstore(self):
         """A store with a tokenizer.json: that of the exported model."""
@@ -144,7 +144,7 @@ class Template:
         self._launch("evaluate", "--config=config.py", "--workdir=evaluated", "--tasks=piqa", "--items=items")
 
     def _study(self):
-        changes = json.dumps(tiny.SMALL | RUN | DATA | {"tokens": 2_048, "spectra.at": "", "checkpoint.keep": 2})
+        changes = json.dumps(tiny.SMALL | RUN | DATA | {"tokens": 2_048, "spectra.at": "", "checkpoint.every_tokens": 512})
         (self.folder / "study.py").write_text(STUDY.format(changes=changes))
 
     def _runs(self):
