@@ -214,8 +214,8 @@ batch.growth=0:512 1K:99999999999999
 batch.growth=curve:nan,1,1 every 1K
 batch.growth=curve:1e308,5,5 every 1K
 batch.growth=curve:1,0,0 every 0
-batch.growth=seesaw:0  batch.lr_rule=sqrt
-batch.growth=seesaw:nan  batch.lr_rule=sqrt
+batch.lr_rule=sqrt  batch.growth=seesaw:0
+batch.lr_rule=sqrt  batch.growth=seesaw:nan
 batch.growth=seesaw:1.1
 batch.context_growth=garbage
 schedule.name=polynomial
@@ -265,7 +265,7 @@ quant.recipe=all  quant.stages=5:e2m1
 quant.recipe=all  quant.P7=none
 quant.fp8=native  quant.recipe=all | fp8
 quant.fp8=banana
-mesh.data=-2
+mesh.data=-2 | mesh
 mesh.data=7 | mesh
 mesh.tensor=3 | mesh
 mesh.fsdp=banana
@@ -316,7 +316,7 @@ def key_cases() -> Iterator[Case]:
     for text in filter(None, KEYS.splitlines()):
         settings, _, words = text.partition(" | ")
         flags = tuple(f"--config.{one}" for one in settings.split("  "))
-        words = words or settings.partition("=")[0]
+        words = words or settings.split("  ")[-1].partition("=")[0]
         yield Case(f"train/key/{settings}", "train", NEW + flags, "refused", (words,), "config store items")
     for text in filter(None, LEGAL_KEYS.splitlines()):
         settings, _, words = text.partition(" | ")
@@ -1524,4 +1524,12 @@ def every() -> Iterator[Case]:
 
 
 CASES = list(every())
-SHORT = ()
+SHORT = {  # of the test suite: cases that need no more than a store and a short run
+    "train/key/quant.cast=garbage", "train/key/schedule.peak_lr=inf", "train/key/mesh.fsdp=banana", "train/file/exits",
+    "train/flags/--config.mesh.fsdp False", "train/--workdir/gs", "train/--workdir/null", "train/start_from/config.json null",
+    "train/meta.json/no eos", "train/result.json/list", "prepare/corpus/jsonl surrogate", "prepare/corpus/gz cut",
+    "prepare/prepare.json/list", "evaluate/items/label 0.9", "evaluate/items/null", "study/own/exits", "study/--set/bool-two",
+    "study/plan/dry run of 10^14 tokens", "inspect/npz/html", "branch/--tolerance/nan", "plan/ranks/wide field",
+    "plan/flags/width --d_model=768 --ranks=gs://b/r.csv",
+}  # fmt: skip
+assert SHORT <= {case.name for case in CASES}
