@@ -26,7 +26,7 @@ ENVIRONMENT = {
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--only", default="", help="cases whose name holds this, or one of these, by commas")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of --damages, and of the order of the cases unless 0")
     parser.add_argument("--keep", action="store_true", help="the folders of cases that are not as expected")
@@ -51,7 +51,8 @@ def main() -> int:
         template = Template(folder / "template")
         if options.damages:
             return damage.main(template, folder, options)
-        wanted = [c for c in cases.CASES if options.only in c.name and (not options.short or c.name in cases.SHORT)]
+        wanted = [c for c in cases.CASES if any(part in c.name for part in options.only.split(","))]
+        wanted = [c for c in wanted if c.name in cases.SHORT or not options.short]
         if options.seed:
             random.Random(options.seed).shuffle(wanted)
         return run(wanted, template, folder, options)

@@ -19,7 +19,17 @@ WRITES = {  # what launchers are documented to write where they do not refuse
     "prepare": ("store/*", "new/*"),
     "study": ("runs/*", "results/*", "docs/REPRODUCE.md"),
 }
-TOTALS = ("traceback", "time-out", "accepted wrongly", "refused wrongly", "bytes lost", "lines", "words", "status", "result")
+TOTALS = (
+    "traceback",
+    "time-out",
+    "accepted wrongly",
+    "refused wrongly",
+    "bytes lost",
+    "lines",
+    "words",
+    "status",
+    "result",
+)
 
 
 class Skipped(Exception):

@@ -11,12 +11,11 @@ from tests.faults.case import last_line
 from tests.faults.runner import Ended, Job, run
 from tests.faults.template import Template
 
-FINISH = "train", ("--config=config.py", "--workdir=half")
-STUDY = "--study=study.py:smoke"
+TRAIN, STUDY = ("train", "--config=config.py"), ("study", "--study=study.py:smoke")
 KINDS = {  # damaged folder: parts of the template, the commands after it
-    "half": ("config store half", [FINISH]),
-    "store": ("config texts store", [("prepare", ("--config=config.py",)), ("train", ("--config=config.py", "--workdir=new"))]),
-    "runs": ("config texts store study runs", [("study", (STUDY, "--workers=1", "run")), ("study", (STUDY, "report"))]),
+    "half": ("config store half", [(*TRAIN, "--workdir=half")]),
+    "store": ("config texts store", [("prepare", "--config=config.py"), (*TRAIN, "--workdir=new")]),
+    "runs": ("config texts store study runs", [(*STUDY, "--workers=1", "run"), (*STUDY, "report")]),
 }  # fmt: skip
 
 
@@ -60,8 +59,8 @@ def half_done(kind: str, place: Path) -> None:
 def commands(kind: str, place: Path, patience: float) -> list[Ended]:
     """How the commands ended, up to the first that did not end well."""
     ends = []
-    for launcher, flags in KINDS[kind][1]:
-        ends.append(run(Job(place, launcher, flags), patience))
+    for launcher, *flags in KINDS[kind][1]:
+        ends.append(run(Job(place, launcher, tuple(flags)), patience))
         if ends[-1].status != 0:
             break
     return ends

@@ -21,5 +21,5 @@ import jaxlab.studies.report
 import jaxlab.studies.worker
 import jaxlab.train.branch
 import jaxlab.train.loop
-import jaxlab.train.population
+import jaxlab.train.population  # noqa: F401
 import launch.entry  # noqa: F401

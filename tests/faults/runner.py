@@ -2,6 +2,7 @@
 tenth of what a process of its own does. This process must have no threads, and no JAX backend."""
 
 import atexit
+import contextlib
 import os
 import resource
 import runpy
@@ -82,10 +83,8 @@ def run(job: Job, patience: float) -> Ended:
 
 
 def _kill_group(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _start(job: Job) -> int:

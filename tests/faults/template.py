@@ -144,7 +144,9 @@ class Template:
         self._launch("evaluate", "--config=config.py", "--workdir=evaluated", "--tasks=piqa", "--items=items")
 
     def _study(self):
-        changes = json.dumps(tiny.SMALL | RUN | DATA | {"tokens": 2_048, "spectra.at": "", "checkpoint.every_tokens": 512})
+        changes = json.dumps(
+            tiny.SMALL | RUN | DATA | {"tokens": 2_048, "spectra.at": "", "checkpoint.every_tokens": 512}
+        )
         (self.folder / "study.py").write_text(STUDY.format(changes=changes))
 
     def _runs(self):
