@@ -41,7 +41,8 @@ class Case(NamedTuple):
 
     expect: refused (exit 2, one line on stderr), failed (exit 1, one line), fine (exit 0), either (refused or fine).
     words: what that line, or the output where it is fine, must hold; alternatives stand between bars.
-    check: what is wrong with what the launcher left in the folder; empty: nothing. stop: text at which it is stopped.
+    check: what is wrong with what the launcher left in the folder, empty: nothing; where `either`, only of what is fine.
+    stop: text at which the launcher is told to stop.
     writes: patterns of files that may change besides WRITES.
     """
 
@@ -82,6 +83,8 @@ def judge(case: Case, ended: Ended, folder: Path, before: dict[str, str], templa
     lost = lost_bytes(case, before, hashes(folder))
     if lost:
         found.append(("bytes lost", ", ".join(lost[:3])))
+    if case.expect == "refused" and case.check and (complaint := case.check(folder, template)):
+        found.append(("result", complaint))
     if found:
         return found
     expect = case.expect

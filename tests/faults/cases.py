@@ -1164,7 +1164,7 @@ def tfds_cases() -> Iterator[Case]:
             else:
                 content["pythonClassName"] = name
 
-        return both(saved(spy), edited(f"{place}/features.json", edit), on_path)
+        return both(saved(spy), edited(f"{place}/features.json", edit))
 
     for kind, name in {"spy": "spy_module.Spy", "os.system": "os.system", "this": "this.Zen", "no module": "absent.Module",
                        "inside": "tensorflow_datasets.core.utils.py_utils.memoize", "prefix": "tensorflow_datasets_evil.Feature",
@@ -1216,15 +1216,11 @@ def tfds_cases() -> Iterator[Case]:
     yield Case("prepare/tfds/versions in order", "prepare", flags, "fine", ("documents",), "config tfds", versions)
     flags = ("--config=config.py", "--workdir=run", "--tasks=hellaswag", "--items=tfds")
     yield Case("evaluate/tfds/absent", "evaluate", flags, "refused", ("hellaswag",), "config store run tfds")
-    make = lambda f: (shutil.copytree(f / place, f / "tfds/hellaswag/1.0.0"), on_path(f), saved(spy)(f),
+    make = lambda f: (shutil.copytree(f / place, f / "tfds/hellaswag/1.0.0"), saved(spy)(f),
                       edited("tfds/hellaswag/1.0.0/features.json", lambda c: c | {"pythonClassName": "spy_module.Spy"})(f))  # fmt: skip
     yield Case(
         "evaluate/tfds/class spy", "evaluate", flags, "refused", ("hellaswag",), "config store run tfds", make, not_run
     )
-
-
-def on_path(folder: Path) -> None:
-    """The case's folder is where a launcher looks for modules, as the folder is that it starts in."""
 
 
 # Evaluation items
@@ -1398,12 +1394,13 @@ def import_cases() -> Iterator[Case]:
     }.items():  # fmt: skip
         name = f"config.json/{key.strip()}={json.dumps(value)}"[:44]
         make = edited("hf/config.json", lambda c, k=key, v=value: c | {k.strip(): v})
-        expect = "either" if key.startswith("rope_parameters") and key.count(" ") != 1 else "refused"
+        unread = key in ("rope_parameters", "rope_parameters  ", "max_position_embeddings")  # or not there
+        expect = "either" if unread else "refused"
         yield case(name, make, ("config.json|model",), expect)
     yield case(
         "config.json/rope_theta=NaN",
         changed("hf/config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": NaN'),
-        ("config.json",),
+        ("config.json|norm_eps",),
     )
     weights = "hf/model.safetensors"
     for kind in ("empty", "binary", "html", "cut", "folder", "missing", "nested"):
@@ -1449,7 +1446,7 @@ def import_cases() -> Iterator[Case]:
         "round about": b'{"weight_map": {"a": "x/../../outside.safetensors"}}', "empty name": b'{"weight_map": {"a": ""}}', "NUL": b'{"weight_map": {"a": "a\\u0000b"}}',
         "surrogate": b'{"weight_map": {"a": "a\\ud800b"}}', "map empty": b'{"weight_map": {}}',
     }.items():  # fmt: skip
-        yield case(f"index/{kind}", both(saved({index: content}), outside), ("index.json|absent.safetensors",))
+        yield case(f"index/{kind}", both(saved({index: content}), outside), ("index.json|absent.safetensors|hf/|tensor",))
 
     def absolute(folder):
         outside(folder)
@@ -1581,7 +1578,7 @@ def inspect_cases() -> Iterator[Case]:
     for kind, edit in {"no arrays": lambda a: {}, "one layer": lambda a: {k: v for k, v in a.items() if k != "post/1"}, "other names": lambda a: {"x": np.zeros(3)},
                        "nan": lambda a: a | {"post/0": a["post/0"] * np.nan}, "two axes": lambda a: a | {"post/0": np.ones((3, 3))},
                        "no eigenvalues": lambda a: a | {"post/0": np.zeros(0)}, "text": lambda a: a | {"post/0": np.array(["a", "b"])}}.items():  # fmt: skip
-        yield Case(f"inspect/npz/{kind}", "inspect", flags, "refused", ("8192.npz",), "run", arrays(edit))
+        yield Case(f"inspect/npz/{kind}", "inspect", flags, "either", ("8192.npz",), "run", arrays(edit))
 
     class Evil:
         def __reduce__(self):

@@ -114,6 +114,7 @@ def _in_child(job: Job) -> int:
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="strict", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)
     os.chdir(job.folder)
+    sys.path.insert(0, str(job.folder))  # as `python -m` has it
     os.environ["HOME"] = str(job.folder)
     try:
         if job.target:
