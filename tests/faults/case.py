@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
     expect: refused (exit 2, one line on stderr), failed (exit 1, one line), fine (exit 0), either (refused or fine).
     words: what that line, or the output where it is fine, must hold; alternatives stand between bars.
-    check: what is wrong with what the launcher left in the folder, empty: nothing; where `either`, only of what is fine.
+    check: what is wrong with what the launcher left in the folder, empty: nothing; where `either`, if it is fine.
     stop: text at which the launcher is told to stop.
     writes: patterns of files that may change besides WRITES.
     """

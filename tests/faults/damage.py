@@ -23,7 +23,7 @@ def main(template: Template, folder: Path, options) -> int:
     """Prints a line a damage; 1 if any ends in another result, a traceback, or no line that names the file."""
     draw, bad = random.Random(options.seed), 0
     wanted = {kind: undisturbed(kind, template, folder, options.patience) for kind in KINDS}
-    print(f"{'damage':84s} {'exit':>4s}  verdict: line")
+    print(f"{'damage':84s} {'exit':>4s}  verdict: line", flush=True)
     for number in range(options.damages):
         kind = list(KINDS)[number % len(KINDS)]
         place = folder / f"damage-{number:03d}"
