@@ -39,7 +39,8 @@ class Skipped(Exception):
 class Case(NamedTuple):
     """A launcher with flags, in a folder with copies of parts of the template that `make` has changed.
 
-    expect: refused (exit 2, one line on stderr), failed (exit 1 or 2, one line), fine (exit 0), either (refused or fine).
+    expect: refused (exit 2, one line on stderr), failed (exit 1 or 2, one line), fine (exit 0), either (refused or
+        fine).
     words: what that line, or the output where it is fine, must hold; alternatives stand between bars.
     check: what is wrong with what the launcher left in the folder, empty: nothing; where `either`, if it is fine.
     stop: text at which the launcher is told to stop.

@@ -125,6 +125,11 @@ class Template:
         self.want("store")
         self._launch("train", "--config=config.py", "--workdir=run")
 
+    def _other(self):
+        """A run of another seed, as long as the first."""
+        self.want("store")
+        self._launch("train", "--config=config.py", "--workdir=other", "--config.seed=1")
+
     def _half(self):
         """The run as a kill would leave it after three quarters."""
         self.want("run")
