@@ -100,7 +100,7 @@ def test_bad_input(ours, workdir, tmp_path):
         JaxlabLM(str(tmp_path))
     with pytest.raises(InputError, match="do_sample=True: only greedy generation is there"):
         ours.generate_until(requests("generate_until", ("w1", {"do_sample": True, "temperature": 1.0})))
-    with pytest.raises(InputError, match="max_gen_toks=256: must be above 0 and below the model's context, 256"):
+    with pytest.raises(InputError, match="max_gen_toks=256: must be from 0 to below the model's context, 256"):
         ours.generate_until(requests("generate_until", ("w1", {"max_gen_toks": 256})))
     with pytest.raises(InputError, match="a continuation of 600 tokens cannot be scored"):
         ours.loglikelihood(requests("loglikelihood", ("w1", "w" * 600)), disable_tqdm=True)

@@ -225,7 +225,7 @@ def _edit(name):
             lambda t: t.update({up: t[up].T}),
             f"tensor {up}: has shape (64, 128), and config.json says",
         ),
-        "type": (lambda t: t.update({norm: t[norm].astype(np.int8)}), f"tensor {norm}: has type int8; must be float32"),
+        "type": (lambda t: t.update({norm: t[norm].astype(np.int8)}), f"tensor {norm}: has type I8; must be F32, F16, BF16"),
         "unknown": (
             lambda t: t.update({"model.layers.3.mlp.up_proj.weight": t[up]}),
             "tensor model.layers.3.mlp.up_proj.weight: LlamaForCausalLM has no such parameter",
