@@ -292,8 +292,9 @@ def test_an_item_is_whole_if_every_field_is(task, changes, message, tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"null", b"[]", b"7", b'"a"', b'{"goal": "a", "sol1": "b", "so', b"<html>", b"\xff\xfe", b"9" * 5_000, b"[" * 99_999,
-     b'{"goal": "\\ud800", "sol1": "b", "sol2": "c", "label": 0}', b'{"label": ' + b"9" * 5_000 + b"}", b"NaN"],
+    [b"null", b"[]", b"7", b'"a"', b'{"goal": "a", "sol1": "b", "so', b"<html>", b"\xff\xfe", b"9" * 5_000,
+     b'{"goal": "\\ud800", "sol1": "b", "sol2": "c", "label": 0}', b'{"label": ' + b"9" * 5_000 + b"}", b"NaN",
+     b"[" * 99_999],
 )  # fmt: skip
 def test_rows_that_are_no_rows(content, tmp_path):
     path = tmp_path / "items.jsonl"
