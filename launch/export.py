@@ -20,7 +20,8 @@ def main(config, console) -> int:
     from jaxlab.train.build import build
     from jaxlab.train.log import say
 
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax: what matters of it is raised
+    for name in ("absl", "asyncio"):  # Orbax: what matters of it is raised
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     workdir, folder = local(_WORKDIR.value, "workdir"), local(_TO.value, "to")
     run, tokenizer = build(config), load_tokenizer(config.data.store)
     model = run.program.model.c
