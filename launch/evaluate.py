@@ -68,12 +68,12 @@ def arithmetic(run) -> list:
     return [model.c.to_dict(), dtype, c.quant.to_dict(), c.tokens, run.store.meta["tokenizer_sha256"]]
 
 
-def score(choose, items: list, path: Path, of: dict, show, say, writes: bool = True) -> list[dict]:
+def score(choose, items: list, path: Path, model: dict, show, say, writes: bool = True) -> list[dict]:
     """The records of all items, those that `path` lacks scored by choose(items) and appended.
 
-    of: {"state": `state_key`, "checkpoint": tokens, "arithmetic"} of the scored model. say: is told of damaged lines.
+    model: {"state": `state_key`, "checkpoint": tokens, "arithmetic"} of what is scored. say: is told of damaged lines.
     """
-    keys = [key(of, item) for item in items]
+    keys = [key(model, item) for item in items]
     rows = []
     if path.exists():
         rows = mended_rows(path, say, bool, key=str) if writes else read_rows(path, key=str)[0]
@@ -83,7 +83,7 @@ def score(choose, items: list, path: Path, of: dict, show, say, writes: bool = T
     with (path if writes and missing else Path(os.devnull)).open("a") as file:
         for records in choose(missing):
             for item, record in zip(missing[scored:], records, strict=False):
-                row = {"state": of["state"], "checkpoint": of["checkpoint"], "key": key(of, item)} | record
+                row = {"state": model["state"], "checkpoint": model["checkpoint"], "key": key(model, item)} | record
                 known[row["key"]] = row
                 file.write(sealed_row(row))
             file.flush()
@@ -92,10 +92,10 @@ def score(choose, items: list, path: Path, of: dict, show, say, writes: bool = T
     return [known[k] for k in keys]
 
 
-def key(of: dict, item) -> str:
+def key(model: dict, item) -> str:
     """A name for all that decides an item's score, its whole text with its shots: the same item in another place is not
     scored again."""
-    what = [of["state"], of["arithmetic"], item[1:]]
+    what = [model["state"], model["arithmetic"], item[1:]]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
@@ -150,10 +150,10 @@ def store_table(results: dict) -> Table:
     return table
 
 
-def write_results(path: Path, of: dict, found: dict, say) -> None:
+def write_results(path: Path, model: dict, found: dict, say) -> None:
     """Adds what was found to results.json: {state: {"tokens", "tasks": {...}, "stores": {...}}}."""
     known = _known_results(path, say) if path.exists() else {}
-    here = known.setdefault(of["state"], {"tokens": of["checkpoint"]})
+    here = known.setdefault(model["state"], {"tokens": model["checkpoint"]})
     for kind, results in found.items():
         here[kind] = here.get(kind, {}) | results
     write_record(path, known)
@@ -197,7 +197,7 @@ def main(config, console) -> int:
     where = {"archives": data.archives, "tfds_dir": data.tfds_dir}
     tasks = read_tasks(_TASKS.value, _ITEMS.value, limit=_LIMIT.value, **where)
     state, clock = load(workdir, run.program.abstract_state())
-    of = {"state": state_key(state), "checkpoint": clock.tokens, "arithmetic": arithmetic(run)}
+    model = {"state": state_key(state), "checkpoint": clock.tokens, "arithmetic": arithmetic(run)}
     say(f"{workdir}: the checkpoint at {clock.tokens:,} tokens")
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
@@ -206,13 +206,13 @@ def main(config, console) -> int:
     for spec, items in tasks.items():
         path = folder / f"{spec.replace(':', '-')}.jsonl"
         with progress(console, spec, len(items)) as show:
-            records = score(partial(run.choose, state), items, path, of, show, say, first)
+            records = score(partial(run.choose, state), items, path, model, show, say, first)
         found["tasks"][spec] = by_domain(records)
     for path, of_store in stores.items():
         result = of_store.evaluate(state)
         found["stores"][path] = result | {"perplexity": perplexity(path, result["loss"])}
     if first:
-        write_results(folder / "results.json", of, found, say)
+        write_results(folder / "results.json", model, found, say)
     if tasks:
         console.print(task_table(found["tasks"]))
         for line in remarks(found["tasks"]):

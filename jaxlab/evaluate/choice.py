@@ -285,8 +285,7 @@ def by_domain(records: list[dict]) -> dict:
     """`summarise`, with the same of each domain in "domains" where there are several."""
     domains = {}
     for record in records:
-        if record["log_likelihood"]:
-            domains.setdefault(record["domain"], []).append(record)
+        domains.setdefault(record["domain"], []).append(record)
     parts = {name: summarise(domains[name]) for name in sorted(domains)} if len(domains) > 1 else {}
     return summarise(records) | ({"domains": parts} if parts else {})
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -83,13 +84,25 @@ def load(folder: str | Path) -> tuple[dict, dict]:
     path = folder / CONFIG
     with reading(path):
         config = need(parse_json(path.read_bytes(), path), path)
-    model = model_config(config)
+    with _within(folder):
+        model = model_config(config)
     architecture = ARCHITECTURES[config["model_type"]]
     decoder = Decoder(FrozenConfigDict(model), scan=True)
     with reading(path):  # of shapes that do not go together
         shapes = jax.eval_shape(decoder.init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
     shapes = {path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()}
-    return model, _to_params(architecture, _read_tensors(folder, architecture), shapes)
+    tensors = _read_tensors(folder, architecture)
+    with _within(folder):
+        return model, _to_params(architecture, tensors, shapes)
+
+
+@contextmanager
+def _within(folder: Path) -> Iterator[None]:
+    """Within it, an InputError names the folder."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
 
 
 def config_json(model: Mapping) -> tuple[Architecture, dict]:
@@ -246,7 +259,7 @@ def _tensors_of(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             if not BUFFERS.search(name):
                 kind = file.get_slice(name).get_dtype()
                 if kind not in TYPES:
-                    raise InputError(f"tensor {name}: has type {kind}; must be {', '.join(TYPES)}")
+                    raise InputError(f"{path}: tensor {name}: has type {kind}; must be {', '.join(TYPES)}")
                 yield name, file.get_tensor(name)
 
 

@@ -203,8 +203,8 @@ def test_scores_by_hand():
     assert found["margin"] == pytest.approx((0.5 + 18.25) / 2)
     assert found["margin_se"] == pytest.approx(8.875 / math.sqrt(2))
     domains = by_domain(records)["domains"]
-    assert {name: (of["items"], of["chance"], of["margin"]) for name, of in domains.items()} == {
-        "x": (1, 0.5, 0.5), "y": (1, 0.25, 18.25)}  # fmt: skip
+    assert {name: (s["items"], s["left_out"], s["chance"], s["margin"]) for name, s in domains.items()} == {
+        "x": (1, 0, 0.5, 0.5), "y": (1, 1, 0.25, 18.25)}  # fmt: skip
     assert "domains" not in by_domain(records[:1])
 
 
