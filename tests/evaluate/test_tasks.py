@@ -12,7 +12,7 @@ import pytest
 from jaxlab.config import InputError
 from jaxlab.data.archives import MANIFEST
 from jaxlab.evaluate import exams
-from jaxlab.evaluate.tasks import archive_rows, hellaswag, read_items, read_tasks
+from jaxlab.evaluate.tasks import archive_rows, hellaswag, parse, read_items, read_tasks
 from tests import tiny
 
 ARCHIVES = tiny.ROOT / "data" / "archives"
@@ -225,6 +225,14 @@ def test_bad_items(tmp_path, spec, content, message):
     assert "\n" not in str(error.value)
 
 
+def test_shots_and_limits(tmp_path):
+    assert [parse(spec) for spec in ("mmlu", "mmlu:0", "cmmlu:5", "piqa")] == [
+        ("mmlu", 0), ("mmlu", 0), ("cmmlu", 5), ("piqa", 0)]  # fmt: skip
+    source = lines(tmp_path / "items.jsonl", *(GOAL | {"label": i % 2} for i in range(5)))
+    assert [len(read("piqa", source, limit=limit)) for limit in (0, 1, 4, 9)] == [5, 1, 4, 5]
+    assert [item.gold for item in read("piqa", source, limit=3)] == [0, 1, 0]
+
+
 TEXT = "must be text that is not blank"
 WRONG = [  # task, changes of a whole row (None: without the key), what the line says besides the file and the row
     ("piqa", {"sol2": None}, f"sol2 is missing; {TEXT}"),
@@ -254,6 +262,7 @@ WRONG = [  # task, changes of a whole row (None: without the key), what the line
     ("hellaswag", {"activity_label": None}, f"activity_label is missing; {TEXT}"),
     ("arc_easy", {"choices": None}, "choices is missing; must be an object"),
     ("arc_easy", {"choices": {"text": ["a", "b"], "label": ["1"]}}, "label is ['1']; must be a list of 2 labels"),
+    ("arc_easy", {"choices": {"text": ["a", "b"], "label": list("123")}}, "must be a list of 2 labels"),
     ("arc_easy", {"choices": {"text": ["a", "b"], "label": "12"}}, "label is '12'; must be a list of 2 labels"),
     ("arc_easy", {"choices": {"text": ["a", 2], "label": ["1", "2"]}}, f"text[1] is 2; {TEXT}"),
     ("arc_easy", {"choices": {"text": ["a", "b"], "label": ["2", "2"]}}, "answerKey is '2'; must be one of the labels"),
