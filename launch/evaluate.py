@@ -2,25 +2,31 @@
 
 Tasks: hellaswag, piqa, arc_easy, arc_challenge, mmlu:SHOTS, cmmlu:SHOTS, by log-likelihood; --stores=A,B gives loss
 and perplexity on the validation splits of token stores. Writes WORKDIR/evaluation/TASK.jsonl, an item a line, and
-results.json. Items that are there already for the same checkpoint are not scored again.
+results.json, both by the bits of the checkpoint's state. Items that are there already for the same state, in the same
+arithmetic, are not scored again.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import math
 import os
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from jaxlab.config import InputError
+from jaxlab.files import local, mended_rows, read_record, read_rows, sealed_row, write_record
 from launch import entry
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
@@ -41,44 +47,56 @@ def open_stores(run, paths: list[str]) -> dict:
 
     runs = {}
     for path in paths:
-        store = open_store(path)
+        store = open_store(path if "://" in path else local(path, "stores"))
         if store.meta["tokenizer_sha256"] != run.store.meta["tokenizer_sha256"]:
             raise InputError(
                 f"stores={path}: was made with tokenizer {store.meta['tokenizer']}, "
                 f"sha256 {store.meta['tokenizer_sha256'][:12]}; the checkpoint with {run.store.meta['tokenizer']}, "
                 f"{run.store.meta['tokenizer_sha256'][:12]}"
             )
-        runs[path] = replace(run, validation=Validation(store.split("validation"), run.config.batch.context))
+        split = store.split("validation")
+        if not split.num_tokens or not split.num_bytes:
+            raise InputError(f"stores={path}: has no text in its validation split")
+        runs[path] = replace(run, validation=Validation(split, run.config.batch.context))
     return runs
 
 
-def score(choose, items: list, path: Path, checkpoint: int, show, writes: bool = True) -> list[dict]:
-    """The records of all items, those that `path` lacks for this checkpoint scored by choose(items) and appended."""
-    from jaxlab.train.log import read
+def arithmetic(run) -> list:
+    """What decides a score beside the parameters and the item: the model, its numbers, its tokenizer."""
+    c, model = run.config, run.program.model
+    dtype = np.dtype(model.dtype).name
+    return [model.c.to_dict(), dtype, c.quant.to_dict(), c.tokens, run.store.meta["tokenizer_sha256"]]
 
-    rows = read(path) if path.exists() else []
-    held = {row["key"]: row for row in rows if row["checkpoint"] == checkpoint}
-    missing = [item for item in items if key(item) not in held]
-    if not missing:
-        return [held[key(item)] for item in items]
-    if writes:
-        _write(path, "".join(json.dumps(row) + "\n" for row in rows))  # without a last line that a kill cut off
+
+def score(choose, items: list, path: Path, model: dict, show, say, writes: bool = True) -> list[dict]:
+    """The records of all items, those that `path` lacks scored by choose(items) and appended.
+
+    model: {"state": `state_key`, "checkpoint": tokens, "arithmetic"} of what is scored. say: is told of damaged lines.
+    """
+    keys = [key(model, item) for item in items]
+    rows = []
+    if path.exists():
+        rows = mended_rows(path, say, bool, key=str) if writes else read_rows(path, key=str)[0]
+    known = {row["key"]: row for row in rows}
+    missing = [item for item, k in zip(items, keys, strict=True) if k not in known]
     scored = 0
-    with (path if writes else Path(os.devnull)).open("a") as file:
+    with (path if writes and missing else Path(os.devnull)).open("a") as file:
         for records in choose(missing):
             for item, record in zip(missing[scored:], records, strict=False):
-                row = {"checkpoint": checkpoint, "key": key(item)} | record
-                held[row["key"]] = row
-                file.write(json.dumps(row) + "\n")
+                row = {"state": model["state"], "checkpoint": model["checkpoint"], "key": key(model, item)} | record
+                known[row["key"]] = row
+                file.write(sealed_row(row))
             file.flush()
             scored += len(records)
             show(len(items) - len(missing) + scored)
-    return [held[key(item)] for item in items]
+    return [known[k] for k in keys]
 
 
-def key(item) -> str:
-    """A name for the item's whole text, shots included: the same item in another place is not scored again."""
-    return hashlib.sha256(json.dumps(item[1:]).encode()).hexdigest()[:16]
+def key(model: dict, item) -> str:
+    """A name for all that decides an item's score, its whole text with its shots: the same item in another place is not
+    scored again."""
+    what = [model["state"], model["arithmetic"], item[1:]]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -101,10 +119,12 @@ def progress(console, name: str, total: int):
 
 def task_table(results: dict) -> Table:
     """A row a task: the scores with their standard errors, in per cent, beside chance."""
-    table = Table("task", "items", "chance, %", "accuracy", "per token", "per byte")
+    from jaxlab.evaluate.choice import SCORES
+
+    table = Table("task", "items", "chance, %", *SCORES)
     for name, r in results.items():
-        shares = [f"{100 * r[k]:.2f} ± {100 * r[f'{k}_se']:.2f}" for k in ("accuracy", "per_token", "per_byte")]
-        table.add_row(name, f"{r['items']:,}", f"{100 * r['chance']:.2f}", *shares)
+        shares = [f"{100 * r[k]:.2f} ± {100 * r[f'{k}_se']:.2f}" if r["items"] else "" for k in SCORES]
+        table.add_row(name, f"{r['items']:,}", f"{100 * r['chance']:.2f}" if r["items"] else "", *shares)
     return table
 
 
@@ -112,7 +132,8 @@ def remarks(results: dict) -> list[str]:
     """Of each task: the margin of the right choice, and what did not fit into the model's context."""
     lines = []
     for name, r in results.items():
-        lines.append(f"{name}: right choice {r['margin']:+.4f} ± {r['margin_se']:.4f} nats/token above the others")
+        if r["items"]:
+            lines.append(f"{name}: right choice {r['margin']:+.4f} ± {r['margin_se']:.4f} nats/token above the others")
         if r["cut"]:
             lines.append(f"{name}: of {r['cut']:,} items too long for the model's context only the right end was read")
         if r["left_out"]:
@@ -125,23 +146,33 @@ def store_table(results: dict) -> Table:
     table = Table("store", "tokens", "nats/token", "perplexity", "bits/byte")
     for path, r in results.items():
         values = f"{r['loss']:.4f}", f"{r['perplexity']:.2f}", f"{r['bits_per_byte']:.4f}"
-        table.add_row(path, f"{r['scored_tokens']:,}", *values)
+        table.add_row(Text(path), f"{r['scored_tokens']:,}", *values)  # Text: a path is not markup
     return table
 
 
-def write_results(path: Path, checkpoint: int, found: dict) -> None:
-    """Adds what was found to results.json: {checkpoint: {"tasks": {...}, "stores": {...}}}."""
-    held = json.loads(path.read_text()) if path.exists() else {}
-    here = held.setdefault(str(checkpoint), {})
+def write_results(path: Path, model: dict, found: dict, say) -> None:
+    """Adds what was found to results.json: {state: {"tokens", "tasks": {...}, "stores": {...}}}."""
+    known = _known_results(path, say) if path.exists() else {}
+    here = known.setdefault(model["state"], {"tokens": model["checkpoint"]})
     for kind, results in found.items():
         here[kind] = here.get(kind, {}) | results
-    _write(path, json.dumps(held, indent=1) + "\n")
+    write_record(path, known)
 
 
-def _write(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
+def _known_results(path: Path, say) -> dict:
+    """What results.json holds. One that is damaged, or of a version that named checkpoints by their tokens, is renamed,
+    and `say` is told."""
+    try:
+        known = read_record(path)
+        if not all(isinstance(entry, dict) and "tokens" in entry for entry in known.values()):
+            raise InputError(f"{path}: is of a version that named checkpoints by their tokens")
+        return known
+    except InputError as error:
+        names = (path.with_name(f"{path.stem}-before-{n}{path.suffix}") for n in itertools.count(1))
+        aside = next(name for name in names if not name.exists())
+        path.rename(aside)
+        say(f"{error}; it is now {aside.name}")
+        return {}
 
 
 def main(config, console) -> int:
@@ -149,23 +180,25 @@ def main(config, console) -> int:
     from jaxlab.evaluate.choice import by_domain
     from jaxlab.evaluate.tasks import read_tasks
     from jaxlab.train.build import build
-    from jaxlab.train.checkpoint import load
+    from jaxlab.train.checkpoint import load, state_key
+    from jaxlab.train.log import say as say_on
     from jaxlab.train.loop import check_run
 
     first = parallel.start(_PROCESSES.value)
-    console.quiet = not first
+    console.quiet, say = not first, partial(say_on, console)
     for name in ("absl", "asyncio"):  # Orbax: what matters of it is raised, and said in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if not _TASKS.value and not _STORES.value:
+    if not _TASKS.value.strip(", ") and not _STORES.value:
         raise InputError("--tasks, --stores: name something to evaluate, as in --tasks=hellaswag,piqa")
-    workdir, data = Path(_WORKDIR.value), config.data
+    workdir, data = local(_WORKDIR.value, "workdir"), config.data
     run = build(config)
     check_run(run, workdir)
     stores = open_stores(run, _STORES.value)
     where = {"archives": data.archives, "tfds_dir": data.tfds_dir}
     tasks = read_tasks(_TASKS.value, _ITEMS.value, limit=_LIMIT.value, **where)
     state, clock = load(workdir, run.program.abstract_state())
-    console.print(f"{workdir}: the checkpoint at {clock.tokens:,} tokens")
+    model = {"state": state_key(state), "checkpoint": clock.tokens, "arithmetic": arithmetic(run)}
+    say(f"{workdir}: the checkpoint at {clock.tokens:,} tokens")
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
 
@@ -173,20 +206,27 @@ def main(config, console) -> int:
     for spec, items in tasks.items():
         path = folder / f"{spec.replace(':', '-')}.jsonl"
         with progress(console, spec, len(items)) as show:
-            records = score(partial(run.choose, state), items, path, clock.tokens, show, first)
+            records = score(partial(run.choose, state), items, path, model, show, say, first)
         found["tasks"][spec] = by_domain(records)
     for path, of_store in stores.items():
         result = of_store.evaluate(state)
-        found["stores"][path] = result | {"perplexity": math.exp(result["loss"])}
+        found["stores"][path] = result | {"perplexity": perplexity(path, result["loss"])}
     if first:
-        write_results(folder / "results.json", clock.tokens, found)
+        write_results(folder / "results.json", model, found, say)
     if tasks:
         console.print(task_table(found["tasks"]))
         for line in remarks(found["tasks"]):
-            console.print(line, highlight=False, soft_wrap=True)
+            say(line)
     if stores:
         console.print(store_table(found["stores"]))
     return 0
+
+
+def perplexity(store: str, loss: float) -> float:
+    """exp(loss). Raises InputError where that is beyond float64."""
+    if not loss < math.log(sys.float_info.max):
+        raise InputError(f"stores={store}: the loss is {loss} nats/token, whose perplexity is beyond float64")
+    return math.exp(loss)
 
 
 if __name__ == "__main__":

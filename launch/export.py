@@ -2,10 +2,10 @@
 --workdir=runs/demo --to=exported/demo"""
 
 import logging
-from pathlib import Path
 
 from absl import flags
 
+from jaxlab.files import local
 from launch import entry
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
@@ -15,16 +15,20 @@ _DTYPE = flags.DEFINE_string("dtype", "float32", "of the tensors: float32 or bfl
 
 def main(config, console) -> int:
     from jaxlab.data.store import load_tokenizer  # a second of imports, after the flags have been read
-    from jaxlab.interop.hugging_face import export
+    from jaxlab.interop.hugging_face import check_export, export
     from jaxlab.interop.workdir import newest_params
     from jaxlab.train.build import build
+    from jaxlab.train.log import say
 
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax: what matters of it is raised
-    run = build(config)
-    params = newest_params(run, _WORKDIR.value)
-    export(_TO.value, params, run.program.model.c, load_tokenizer(config.data.store), _DTYPE.value)
-    for path in sorted(Path(_TO.value).iterdir()):
-        console.print(f"{path}  {path.stat().st_size:,} bytes", highlight=False)
+    for name in ("absl", "asyncio"):  # Orbax: what matters of it is raised
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    workdir, folder = local(_WORKDIR.value, "workdir"), local(_TO.value, "to")
+    run, tokenizer = build(config), load_tokenizer(config.data.store)
+    model = run.program.model.c
+    check_export(folder, model, tokenizer, _DTYPE.value)
+    export(folder, newest_params(run, workdir), model, tokenizer, _DTYPE.value)
+    for path in sorted(folder.iterdir()):
+        say(console, f"{path}  {path.stat().st_size:,} bytes")
     return 0
 
 

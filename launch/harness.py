@@ -17,7 +17,7 @@ def main() -> int:
     try:
         cli_evaluate()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,10 +1,11 @@
 """Starts a run from a folder of transformers: python -m launch.import_hf --config=configs/mine.py --from=FOLDER
 --workdir=runs/mine; then launch.train with the same config and workdir goes on from there."""
 
-from pathlib import Path
+import logging
 
 from absl import flags
 
+from jaxlab.files import local
 from launch import entry
 
 _FROM = flags.DEFINE_string("from", None, "folder with config.json and safetensors", required=True)
@@ -17,11 +18,15 @@ def main(config, console) -> int:
     from jaxlab.interop.tokenizer import check_tokenizer
     from jaxlab.interop.workdir import start_from
     from jaxlab.train.build import build
+    from jaxlab.train.log import say
 
+    for name in ("absl", "asyncio"):  # Orbax: what matters of it is raised
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    workdir, folder = local(_WORKDIR.value, "workdir"), local(_FROM.value, "from")
     run = build(config)
-    check_tokenizer(load_tokenizer(config.data.store), Path(_FROM.value))
-    start_from(run, _WORKDIR.value, *load(_FROM.value), source=_FROM.value)
-    console.print(f"{_WORKDIR.value}/checkpoints/0: the parameters of {_FROM.value}")
+    check_tokenizer(load_tokenizer(config.data.store), folder)
+    start_from(run, workdir, *load(folder), source=str(folder))
+    say(console, f"{workdir}/checkpoints/0: the parameters of {folder}")
     return 0
 
 

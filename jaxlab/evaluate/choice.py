@@ -1,5 +1,5 @@
-"""Multiple choice by log-likelihood: which continuation of a context the model finds likeliest, plain, per token and
-per byte, as lm-evaluation-harness scores it."""
+"""Multiple choice by log-likelihood: which continuation of a context the model finds likeliest, as it is and by its
+length, under the names that lm-evaluation-harness gives these scores."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,17 +17,21 @@ from jaxlab.config import InputError
 from jaxlab.data.tokenizer import Tokenizer
 from jaxlab.evaluate.tasks import Item
 
+# A score, and what of a continuation its log-likelihood is divided by. The first three are the harness's; characters
+# and bytes (of UTF-8) are those of the text without the space that joins it to the context.
+SCORES = {"acc": None, "acc_norm": "characters", "acc_bytes": "bytes", "acc_tokens": "tokens"}
+
 
 class Choice(NamedTuple):
     """One continuation as token ids: `targets` are what the last len(targets) of `inputs` are followed by.
 
-    num_bytes: of the continuation's text, without the space that joins it to the context. cut: tokens that are left
-    out at the beginning, where the whole is longer than the model's context.
+    text: the continuation's, without the space that joins it to the context. cut: tokens that are left out at the
+    beginning, where the whole is longer than the model's context.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
-    num_bytes: int
+    text: str
     cut: int
 
 
@@ -49,9 +53,7 @@ def encode(tokenizer: Tokenizer, items: list[Item], context: int) -> list[list[C
         if len(ids) <= start:
             raise InputError(f"item {item.id}: the continuation {text[:60]!r} has no token of its own")
         kept = ids[-(context + 1) :].astype(np.int32)
-        return Choice(
-            kept[:-1], ids[start:].astype(np.int32), len(text.removeprefix(" ").encode()), len(ids) - len(kept)
-        )
+        return Choice(kept[:-1], ids[start:].astype(np.int32), text.removeprefix(" "), len(ids) - len(kept))
 
     every = [[made(item, n, text) for text in item.choices] for item, n in zip(items, heads, strict=True)]
     return [choices if max(len(c.targets) for c in choices) <= context else [] for choices in every]
@@ -112,7 +114,7 @@ class Layout:
     def scored(self, choices: list[Choice]) -> int:
         """Positions of a group to score: its share of them among these choices and a little more, so that groups are
         full of sequences first; in eighths of its tokens, so that shapes recur; at least one full continuation."""
-        share = sum(len(c.targets) for c in choices) / sum(self.length(len(c.inputs)) for c in choices)
+        share = sum(len(c.targets) for c in choices) / max(1, sum(self.length(len(c.inputs)) for c in choices))
         eighths = math.ceil(8 * 1.1 * share)
         wanted = max(self.context, -(-eighths * self.tokens // 8))
         return wanted if wanted <= self.chunk else -(-wanted // self.chunk) * self.chunk
@@ -216,13 +218,14 @@ def chooser(model, mesh: Mesh, replicas: int, *, sequences: int, chunk: int) -> 
 
 
 def evaluate(score: Callable, items: list[Item], tokenizer: Tokenizer, layout: Layout) -> Iterator[list[dict]]:
-    """Scores the items; yields their records in order, a window of items at a time. Raises InputError as `encode`.
+    """Scores the items; yields their records in order, a window of items at a time. Raises InputError as `encode`, and
+    for a log-likelihood that is not finite.
 
-    A record: {"id", "domain", "gold"}, and for each choice {"log_likelihood" (nats), "tokens", "bytes", "cut"}; lists
-    without elements for an item that does not fit.
+    A record: {"id", "domain", "gold"}, and for each choice {"log_likelihood" (nats), "tokens", "characters", "bytes",
+    "cut"}; lists without elements for an item that does not fit.
     """
     before = scored = None
-    size = layout.groups * layout.tokens // 4  # some tens of batches: few of them are left partly empty
+    size = max(1, layout.groups * layout.tokens // 4)  # some tens of batches: few of them are left partly empty
     for first in range(0, len(items), size):
         window = items[first : first + size]
         encoded = encode(tokenizer, window, layout.context)
@@ -238,47 +241,51 @@ def evaluate(score: Callable, items: list[Item], tokenizer: Tokenizer, layout: L
 
 def _records(items: list[Item], encoded: list[list[Choice]], result: Callable) -> list[dict]:
     found = iter(result().tolist())
-    return [
+    records = [
         {
             "id": item.id,
             "domain": item.domain,
             "gold": item.gold,
             "log_likelihood": [next(found) for _ in choices],
             "tokens": [len(c.targets) for c in choices],
-            "bytes": [c.num_bytes for c in choices],
+            "characters": [len(c.text) for c in choices],
+            "bytes": [len(c.text.encode()) for c in choices],
             "cut": [c.cut for c in choices],
         }
         for item, choices in zip(items, encoded, strict=True)
     ]
+    for record in records:
+        if not np.isfinite(record["log_likelihood"]).all():
+            raise InputError(f"item {record['id']}: a log-likelihood is not finite: the model's numbers overflow")
+    return records
 
 
 def summarise(records: list[dict]) -> dict:
     """Scores over items, each with its standard error "..._se", sqrt(p (1 - p) / n) for a share p of n items.
 
-    "accuracy" of the likeliest choice, "per_token" and "per_byte" of the likeliest by length; "margin": by how much the
-    right choice is likelier than the mean of the others, nats per token (it moves while accuracies are at chance).
-    "chance": the accuracy of a guess. "cut": items of which some choice lost the beginning of its context; "left_out":
-    those that did not fit, not among the n "items". Raises InputError where nothing fits.
+    Those of SCORES: how often the right choice is the likeliest by it; "margin": by how much the right choice is
+    likelier than the mean of the others, nats per token (it moves while the shares are at chance). "chance": the share
+    of a guess. "cut": items of which some choice lost the beginning of its context; "left_out": those that did not fit,
+    not among the n "items". Where nothing fits there are only these three counts.
     """
     fitting = [r for r in records if r["log_likelihood"]]
     n = len(fitting)
+    counts = {"items": n, "cut": sum(any(r["cut"]) for r in fitting), "left_out": len(records) - n}
     if not n:
-        raise InputError("no item has continuations that fit into the model's context")
-    scores = {"items": n, "chance": math.fsum(1 / len(r["bytes"]) for r in fitting) / n}
-    for name, unit in (("accuracy", None), ("per_token", "tokens"), ("per_byte", "bytes")):
+        return counts
+    scores = {"chance": math.fsum(1 / len(r["log_likelihood"]) for r in fitting) / n}
+    for name, unit in SCORES.items():
         p = sum(int(np.argmax(_likelihoods(r, unit))) == r["gold"] for r in fitting) / n
         scores |= {name: p, f"{name}_se": math.sqrt(p * (1 - p) / n)}
     margins = [_margin(_likelihoods(r, "tokens"), r["gold"]) for r in fitting]
-    scores |= {"margin": float(np.mean(margins)), "margin_se": float(np.std(margins)) / math.sqrt(n)}
-    return scores | {"cut": sum(any(r["cut"]) for r in fitting), "left_out": len(records) - n}
+    return counts | scores | {"margin": float(np.mean(margins)), "margin_se": float(np.std(margins)) / math.sqrt(n)}
 
 
 def by_domain(records: list[dict]) -> dict:
     """`summarise`, with the same of each domain in "domains" where there are several."""
     domains = {}
     for record in records:
-        if record["log_likelihood"]:
-            domains.setdefault(record["domain"], []).append(record)
+        domains.setdefault(record["domain"], []).append(record)
     parts = {name: summarise(domains[name]) for name in sorted(domains)} if len(domains) > 1 else {}
     return summarise(records) | ({"domains": parts} if parts else {})
 

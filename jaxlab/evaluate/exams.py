@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxlab.config import InputError
+from jaxlab.files import reading
 
 LETTERS = ("A", "B", "C", "D")
 FILES = {"mmlu": "{split}/*_{split}.csv", "cmmlu": "{split}/*.csv"}  # one file a subject
@@ -20,19 +21,39 @@ def english_header(subject: str) -> str:
 
 
 def chinese_header(subject: str) -> str:
-    """The first line of a prompt of CMMLU. Raises KeyError for a subject that it does not have."""
+    """The first line of a prompt of CMMLU. Raises ValueError for a subject that it does not have."""
+    if subject not in CHINESE:
+        raise ValueError(f"subject is {subject!r:.60}; must be one of CMMLU's {len(CHINESE)}, such as anatomy")
     return f"以下是关于{CHINESE[subject]}的单项选择题，请直接给出正确答案的选项。\n\n"  # noqa: RUF001
 
 
-def rows(path: Path) -> Iterator[dict]:
-    """{"question", "choices", "answer", "subject"} of one subject's file: MMLU's has no first line of names, CMMLU's
-    has one, and a first column of numbers."""
-    lines = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
-    named = bool(lines) and lines[0][1:2] == ["Question"]
+def rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """(place, {"question", "choices", "answer", "subject"}) of one subject's file: MMLU's has no first line of names,
+    CMMLU's has one, and a first column of numbers. Raises InputError for a row that has not their columns."""
+    lines = list(_lines(path))
+    named = bool(lines) and lines[0][1][1:2] == ["Question"]
     subject = path.stem if named else path.stem.removesuffix(f"_{path.parent.name}")
-    for line in lines[named:]:
-        question, *choices = line[named:-1] or [""]
-        yield {"question": question, "choices": choices, "answer": line[-1:] and line[-1], "subject": subject}
+    for where, line in lines[named:]:
+        if len(line) != 6 + named:
+            raise InputError(f"{where}: has {len(line)} columns; must have {6 + named}, as in {_COLUMNS[named]}")
+        _, question, *choices, answer = line if named else ["", *line]
+        yield where, {"question": question, "choices": choices, "answer": answer, "subject": subject}
+
+
+_COLUMNS = ("question,A,B,C,D,answer", "number,question,A,B,C,D,answer")
+
+
+def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """(place, columns) of every row of a csv file that is not empty."""
+    with reading(path):
+        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
+    line = []
+    while line is not None:
+        where = f"{path}:{reader.line_num + 1}"
+        with reading(where):
+            line = next(reader, None)
+        if line:
+            yield where, line
 
 
 def prepare(name: str, folder: str | Path, data_dir: str | Path) -> None:
@@ -66,7 +87,7 @@ def prepare(name: str, folder: str | Path, data_dir: str | Path) -> None:
 
         def _generate_examples(self, files):
             for file in files:
-                for number, row in enumerate(rows(file)):
+                for number, (_, row) in enumerate(rows(file)):
                     yield f"{file.stem}/{number:05d}", row
 
     Exams.name = name

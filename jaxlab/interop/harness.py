@@ -11,6 +11,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from jaxlab.config import InputError
 from jaxlab.data.store import load_tokenizer
 from jaxlab.evaluate.choice import Choice, Layout, batches
+from jaxlab.files import local, reading
 from jaxlab.interop.workdir import newest_params, recorded_config
 from jaxlab.model.decoder import Decoder
 from jaxlab.train.build import build
@@ -18,10 +19,11 @@ from jaxlab.train.build import build
 NEW_TOKENS = 256  # generated where a task names no number
 
 
-def reader(model: Decoder):
+def reader(model: Decoder, ids: int):
     """read(params, tokens [n, b, L], positions [n, T], targets [n, T]) -> (log-probabilities, likeliest ids) [n, T].
 
-    positions count the b L tokens of a group; both results are about the token that follows there. Nats, float32.
+    positions count the b L tokens of a group; both results are about the token that follows there. Nats, float32. Of
+    the model's vocabulary only the first `ids` are tokens, the rest is padding that is never the likeliest.
     """
 
     def read(params, tokens, positions, targets):
@@ -30,7 +32,7 @@ def reader(model: Decoder):
         hidden = jnp.take_along_axis(hidden.reshape(n, b * length, -1), positions[..., None], axis=1)
         logits = jnp.einsum("ntd,vd->ntv", hidden, head, preferred_element_type=jnp.float32)
         log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)
-        return log_probs[..., 0], jnp.argmax(logits, axis=-1)
+        return log_probs[..., 0], jnp.argmax(logits[..., :ids], axis=-1)
 
     return read
 
@@ -43,10 +45,13 @@ class JaxlabLM(TemplateLM):
     `device` and `max_batch_size` are the harness's, and not used: JAX chooses the device.
     """
 
-    def __init__(self, workdir: str, batch_size: int | str = 8, device=None, max_batch_size=None):
+    def __init__(self, workdir: str = "", batch_size: int | str = 8, device=None, max_batch_size=None, **unknown):
         super().__init__()
+        for name, value in unknown.items():
+            raise InputError(f"model_args: {name}={value} is unknown; allowed: workdir, batch_size")
         if not str(batch_size).isdecimal() or not int(batch_size):
             raise InputError(f"batch_size={batch_size}: must be a whole number above 0")
+        workdir = local(workdir, "model_args: workdir")
         config = recorded_config(workdir)
         run = build(config)
         model = run.program.model
@@ -54,7 +59,8 @@ class JaxlabLM(TemplateLM):
         self._tokenizer = load_tokenizer(config.data.store)
         self._layout = Layout(model.c.context, groups=1, tokens=int(batch_size) * model.c.context, unit=32, chunk=1)
         # As plainly as can be: any number of sequences of any length, on any device.
-        self._read = jax.jit(reader(Decoder(model.c, dtype=model.dtype, scan=model.scan)))
+        decoder = Decoder(model.c, dtype=model.dtype, scan=model.scan)
+        self._read = jax.jit(reader(decoder, self._tokenizer.vocab_size))
 
     @property
     def eot_token_id(self) -> int:
@@ -66,7 +72,8 @@ class JaxlabLM(TemplateLM):
         return self._layout.context
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        return self._tokenizer.encode([string])[0].tolist()
+        with reading(f"the text {string!r:.60}"):
+            return self._tokenizer.encode([string])[0].tolist()
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, whether greedy decoding gives it) of each request (_, context, continuation)."""
@@ -90,7 +97,7 @@ class JaxlabLM(TemplateLM):
                 f"{self.max_length}"
             )
         kept = np.array((context + continuation)[-(self.max_length + 1) :], np.int32)
-        return Choice(kept[:-1], kept[-len(continuation) :], num_bytes=0, cut=0)
+        return Choice(kept[:-1], kept[-len(continuation) :], text="", cut=0)
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, in windows of the model's context that the harness cuts."""
@@ -101,7 +108,7 @@ class JaxlabLM(TemplateLM):
                 owners.append(number)
                 windows.append((None, *make_disjoint_window(pair)))
         total = np.zeros(len(requests))
-        np.add.at(total, owners, [log_prob for log_prob, _ in self._loglikelihood_tokens(windows)])
+        np.add.at(total, np.array(owners, int), [log_prob for log_prob, _ in self._loglikelihood_tokens(windows)])
         return total.tolist()
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
@@ -109,12 +116,16 @@ class JaxlabLM(TemplateLM):
         return [self._generate(*request.args) for request in requests]
 
     def _generate(self, context: str, options: dict) -> str:
-        options = normalize_gen_kwargs(options, min(NEW_TOKENS, self.max_length // 2))
+        with reading(f"the options {options!r:.60}"):
+            options = normalize_gen_kwargs(options, min(NEW_TOKENS, self.max_length // 2))
         if options["do_sample"]:
             raise InputError("do_sample=True: only greedy generation is there")
         most, stops = options["max_gen_toks"], options["until"]
-        if not 0 < most < self.max_length:
-            raise InputError(f"max_gen_toks={most}: must be above 0 and below the model's context, {self.max_length}")
+        if not all(isinstance(stop, str) for stop in stops):
+            raise InputError(f"until={stops!r:.60}: must be texts")
+        stops = [stop for stop in stops if stop]  # an empty one would stop everywhere
+        if not 0 <= most < self.max_length:
+            raise InputError(f"max_gen_toks={most}: must be from 0 to below the model's context, {self.max_length}")
         ids = self.tok_encode(context)[-(self.max_length - most) :] or [self.eot_token_id]
         start = len(ids)
         tokens = np.zeros((1, 1, self._layout.length(start + most)), np.int32)

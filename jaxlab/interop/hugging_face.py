@@ -2,7 +2,9 @@
 
 import json
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -13,23 +15,25 @@ from ml_collections import FrozenConfigDict
 
 from jaxlab.config import InputError, default
 from jaxlab.data.tokenizer import Tokenizer
+from jaxlab.files import first_line, need, parse_json, reading
 from jaxlab.interop.architectures import ARCHITECTURES, MODEL_TYPES, Architecture
+from jaxlab.interop.folder import check_replaceable, replace_folder
 from jaxlab.interop.tokenizer import tokenizer_files
 from jaxlab.model import families
 from jaxlab.model.decoder import Decoder
 
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+FILES = (CONFIG, WEIGHTS, "tokenizer.json", "tokenizer_config.json")  # of an export
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 TRAINING = ("family", "init_std", "z_loss", "balance_loss")  # keys of config.model that a trained model does not have
+TYPES = ("F32", "F16", "BF16")  # of tensors that are read, as safetensors calls them
+SHARD = re.compile(r"[^/\\\0]+\.safetensors")
+MOST = 1 << 31  # above every dimension
 BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")  # constants that old folders keep as tensors
 
 
-def export(folder: str | Path, params, model: Mapping, tokenizer: Tokenizer, dtype: str = "float32") -> None:
-    """Writes a model as a folder of transformers: config.json, model.safetensors, the tokenizer's files.
-
-    params: the decoder's, without a replica axis. model: the keys of `config.model`, with the vocab_size of params.
-    dtype: float32, or bfloat16 (rounded to nearest). Raises InputError for a model that no class of transformers
-    computes, naming the key and its value, and for a tokenizer with more ids than the model.
-    """
+def check_export(folder: str | Path, model: Mapping, tokenizer: Tokenizer, dtype: str) -> None:
+    """Raises InputError if `export` would refuse these, before there are parameters to write."""
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
     if tokenizer.vocab_size > model["vocab_size"]:
@@ -37,17 +41,37 @@ def export(folder: str | Path, params, model: Mapping, tokenizer: Tokenizer, dty
             f"tokenizer {tokenizer.spec}: has {tokenizer.vocab_size} ids, and the model model.vocab_size="
             f"{model['vocab_size']}: it is not the tokenizer of this checkpoint"
         )
+    config_json(model)
+    _safetensors()
+    check_replaceable(Path(folder), FILES)
+
+
+def export(folder: str | Path, params, model: Mapping, tokenizer: Tokenizer, dtype: str = "float32") -> None:
+    """Writes a model as a folder of transformers: config.json, model.safetensors, the tokenizer's files.
+
+    params: the decoder's, without a replica axis. model: the keys of `config.model`, with the vocab_size of params.
+    dtype: float32, or bfloat16 (rounded to nearest). The folder is replaced in one piece if it is empty or an earlier
+    export. Raises InputError for one that holds anything else, for a model that no class of transformers computes,
+    naming the key and its value, for a tokenizer with more ids than the model, and for a disk that is full.
+    """
+    check_export(folder, model, tokenizer, dtype)
     architecture, config = config_json(model)
     config |= {"dtype": dtype, "bos_token_id": tokenizer.eos, "eos_token_id": tokenizer.eos}
     tensors = _to_tensors(architecture, params)
     tensors = {name: np.ascontiguousarray(x, DTYPES[dtype]) for name, x in tensors.items()}
+    files = tokenizer_files(tokenizer, model["context"]) | {CONFIG: _json(config)}
     safetensors = _safetensors()
-    files = tokenizer_files(tokenizer, model["context"]) | {"config.json": _json(config)}
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def write(part: Path) -> None:
+        for name, content in files.items():
+            (part / name).write_bytes(content)
+        try:
+            safetensors.numpy.save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:  # of a full disk too
+            raise InputError(f"{Path(folder) / WEIGHTS}: cannot be written ({first_line(error)})") from error
+        shutil.copymode(part / CONFIG, part / WEIGHTS)  # safetensors makes it its owner's alone
+
+    replace_folder(Path(folder), write, FILES)
 
 
 def load(folder: str | Path) -> tuple[dict, dict]:
@@ -57,13 +81,28 @@ def load(folder: str | Path) -> tuple[dict, dict]:
     be read, and for a tensor that is missing, unknown, or of another shape or type than the config says.
     """
     folder = Path(folder)
-    config = _read_json(folder / "config.json")
-    model = model_config(config)
+    path = folder / CONFIG
+    with reading(path):
+        config = need(parse_json(path.read_bytes(), path), path)
+    with _within(folder):
+        model = model_config(config)
     architecture = ARCHITECTURES[config["model_type"]]
     decoder = Decoder(FrozenConfigDict(model), scan=True)
-    shapes = jax.eval_shape(decoder.init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    with reading(path):  # of shapes that do not go together
+        shapes = jax.eval_shape(decoder.init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
     shapes = {path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()}
-    return model, _to_params(architecture, _read_tensors(folder, architecture), shapes)
+    tensors = _read_tensors(folder, architecture)
+    with _within(folder):
+        return model, _to_params(architecture, tensors, shapes)
+
+
+@contextmanager
+def _within(folder: Path) -> Iterator[None]:
+    """Within it, an InputError names the folder."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
 
 
 def config_json(model: Mapping) -> tuple[Architecture, dict]:
@@ -85,20 +124,35 @@ def config_json(model: Mapping) -> tuple[Architecture, dict]:
 
 
 def model_config(config: dict) -> dict:
-    """The keys of `config.model` that a config.json says. Raises InputError for what our decoder does not compute."""
+    """The keys of `config.model` that a config.json says. Raises InputError for what our decoder does not compute, and
+    for values of the wrong kind."""
     model_type = config.get("model_type")
-    if model_type not in ARCHITECTURES:
-        raise InputError(f"config.json: model_type={model_type!r}: must be one of {', '.join(ARCHITECTURES)}")
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        raise InputError(f"{CONFIG}: model_type={model_type!r:.60}: must be one of {', '.join(ARCHITECTURES)}")
     architecture = ARCHITECTURES[model_type]
     config = architecture.defaults | {key: value for key, value in _renamed(config).items() if value is not None}
     for key, value in architecture.required.items():
-        if config.get(key, value) != value:
-            raise InputError(f"config.json: {key}={config[key]!r}: only {value!r} can be read")
-    model = {ours: config[key] for key, ours in architecture.keys.items() if key in config}
+        if type(config.get(key, value)) is not type(value) or config.get(key, value) != value:
+            raise InputError(f"{CONFIG}: {key}={config[key]!r:.60}: only {value!r} can be read")
+    model = {ours: _checked(key, config[key], ours) for key, ours in architecture.keys.items() if key in config}
     for key, ours in architecture.keys.items():
         if ours not in model | {"num_kv_heads": 0, "head_dim": 0, "d_ff": 0}:
-            raise InputError(f"config.json: {key} is missing")
+            raise InputError(f"{CONFIG}: {key} is missing")
     return {"family": architecture.family} | families.ARCHITECTURES[architecture.family] | _derived(model) | model
+
+
+def _checked(key: str, value, ours: str):
+    """The value of a key of config.json, if it is of the kind that our key has."""
+    kind = type(default().model[ours])
+    if kind is bool:
+        right, allowed = type(value) is bool, "true or false"
+    elif kind is int:
+        right, allowed = type(value) is int and 0 < value < MOST, f"a whole number above 0 and below {MOST}"
+    else:
+        right, allowed = type(value) in (int, float) and 0 < value < 1e30, "a number above 0 and below 1e30"
+    if not right:
+        raise InputError(f"{CONFIG}: {key}={value!r:.60}: must be {allowed}")
+    return value
 
 
 def _derived(model: Mapping) -> dict:
@@ -110,10 +164,14 @@ def _derived(model: Mapping) -> dict:
 def _renamed(config: dict) -> dict:
     """config.json with the keys of transformers 4: rope_theta on top, num_experts. Raises InputError for scaled
     positions."""
-    rope = (config.get("rope_scaling") or {}) | (config.get("rope_parameters") or {})
+    rope = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        rope |= need(config.get(key) or {}, f"{CONFIG}: {key}")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        raise InputError(f"config.json: rope_type={kind!r}: only 'default' can be read")
+        raise InputError(f"{CONFIG}: rope_type={kind!r:.60}: only 'default' can be read")
+    for key in rope.keys() - {"rope_type", "type", "rope_theta"}:
+        raise InputError(f"{CONFIG}: {key}={rope[key]!r:.60} of the rotary positions cannot be read")
     experts = {"num_experts": config["num_local_experts"]} if "num_local_experts" in config else {}
     return config | {key: rope[key] for key in ("rope_theta",) if key in rope} | experts
 
@@ -156,10 +214,11 @@ def _take(tensors: dict[str, np.ndarray], name: str, shape: tuple) -> np.ndarray
         raise InputError(f"tensor {name}: is missing")
     tensor = tensors.pop(name)
     if tensor.shape != shape:
-        raise InputError(f"tensor {name}: has shape {tensor.shape}, and config.json says {shape}")
-    if tensor.dtype.name not in ("float32", "float16", "bfloat16"):
-        raise InputError(f"tensor {name}: has type {tensor.dtype.name}; must be float32, float16 or bfloat16")
-    return tensor.astype(np.float32)
+        raise InputError(f"tensor {name}: has shape {tensor.shape}, and {CONFIG} says {shape}")
+    tensor = tensor.astype(np.float32)
+    if not np.isfinite(tensor).all():
+        raise InputError(f"tensor {name}: has elements that are NaN or infinite")
+    return tensor
 
 
 def _flipped(architecture: Architecture, path: str) -> bool:
@@ -169,21 +228,39 @@ def _flipped(architecture: Architecture, path: str) -> bool:
 
 def _read_tensors(folder: Path, architecture: Architecture) -> dict[str, np.ndarray]:
     """All tensors of a folder, by the names that the class with its head gives them; constants are left out."""
-    safetensors = _safetensors()
-    index = folder / "model.safetensors.index.json"
-    files = set(_read_json(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
     prefix = next(iter(architecture.tensors)).partition(".")[0] + "."
     tensors = {}
-    for file in sorted(files):
-        try:
-            found = safetensors.numpy.load_file(folder / file)
-        except (safetensors.SafetensorError, FileNotFoundError) as error:
-            raise InputError(f"{folder / file}: is not a safetensors file that can be read ({error})") from error
-        for name, tensor in found.items():
+    for path in _weight_files(folder):
+        for name, tensor in _tensors_of(path):
             whole = name if name.startswith((prefix, "lm_head.")) else prefix + name
-            if not BUFFERS.search(whole):
-                tensors[whole] = tensor
+            if whole in tensors:
+                raise InputError(f"{path}: tensor {name} is there for the second time")
+            tensors[whole] = tensor
     return tensors
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """model.safetensors where there is one, as transformers looks, or the files that the index names beside itself."""
+    index = folder / INDEX
+    if (folder / WEIGHTS).exists() or not index.exists():
+        return [folder / WEIGHTS]
+    with reading(index):
+        places = need(parse_json(index.read_bytes(), index), index, weight_map=dict)["weight_map"]
+    for tensor, name in places.items():
+        if not isinstance(name, str) or not SHARD.fullmatch(name):
+            raise InputError(f"{index}: {tensor} is in {name!r:.60}; must be a .safetensors file of the same folder")
+    return [folder / name for name in sorted({*places.values()})]
+
+
+def _tensors_of(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, tensor) of a safetensors file, without constants. Raises InputError for a type that is not read."""
+    with reading(path), _safetensors().safe_open(path, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118, not a dict
+            if not BUFFERS.search(name):
+                kind = file.get_slice(name).get_dtype()
+                if kind not in TYPES:
+                    raise InputError(f"{path}: tensor {name}: has type {kind}; must be {', '.join(TYPES)}")
+                yield name, file.get_tensor(name)
 
 
 def _safetensors():
@@ -192,13 +269,6 @@ def _safetensors():
     except ImportError as error:
         raise InputError("needs the package safetensors: pip install 'jaxlab[interop]'") from error
     return safetensors
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError) as error:
-        raise InputError(f"{path}: is not a JSON file that can be read ({error})") from error
 
 
 def _json(content: dict) -> bytes:

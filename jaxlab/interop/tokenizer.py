@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jaxlab.config import InputError
 from jaxlab.data.tokenizer import SPACE_MARK, Tokenizer
+from jaxlab.files import parse_json, reading
 
 EOS = "</s>"
 BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
@@ -41,7 +42,8 @@ def check_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     path = folder / "tokenizer.json"
     if not path.exists():
         return
-    theirs = {i: token for token, i in vocabulary(json.loads(path.read_text())).items()}
+    with reading(path):
+        theirs = {i: token for token, i in vocabulary(parse_json(path.read_bytes(), path)).items()}
     ours = vocabulary(json.loads(tokenizer_files(tokenizer, 0)["tokenizer.json"]))
     for token, i in sorted(ours.items(), key=lambda item: item[1]):
         if theirs.get(i) != token:

@@ -60,6 +60,9 @@ def _say_scores(tasks: dict, row: dict, before: dict) -> list[str]:
     del before
     lines = []
     for name in tasks:
-        share, error, chance = (100 * row[f"{name}/{key}"] for key in ("per_byte", "per_byte_se", "chance"))
-        lines.append(f"{name} {share:.2f} ± {error:.2f} % per byte, chance {chance:.2f} %")
+        if not row[f"{name}/items"]:
+            lines.append(f"{name}: no item has continuations that fit into the model's context")
+            continue
+        share, error, chance = (100 * row[f"{name}/{key}"] for key in ("acc_norm", "acc_norm_se", "chance"))
+        lines.append(f"{name} acc_norm {share:.2f} ± {error:.2f} %, chance {chance:.2f} %")
     return lines

@@ -12,7 +12,19 @@ from ml_collections import FrozenConfigDict
 from jaxlab import parallel
 from jaxlab.config import InputError
 from jaxlab.data.tokenizer import load, train_bpe
-from jaxlab.evaluate.choice import Choice, Layout, batches, by_domain, chooser, encode, evaluate, scorer, summarise
+from jaxlab.evaluate.choice import (
+    SCORES,
+    Choice,
+    Layout,
+    batches,
+    by_domain,
+    chooser,
+    encode,
+    evaluate,
+    score_tasks,
+    scorer,
+    summarise,
+)  # fmt: skip
 from jaxlab.evaluate.tasks import Item, read_items
 from jaxlab.model.decoder import Decoder
 from tests import tiny
@@ -110,7 +122,7 @@ def test_spaces_at_the_end_of_a_context_go_to_the_continuation():
     (choices,) = encode(bpe, [Item("", "on the ", ("mat", "dog and cat"), 0)], 64)
     assert bpe.decode(choices[0].targets) == " mat"
     assert bpe.decode(np.append(choices[0].inputs[:1], choices[0].inputs[1:])).startswith("on the")
-    assert [c.num_bytes for c in choices] == [3, 11]
+    assert [c.text for c in choices] == ["mat", "dog and cat"]
     whole = bpe.encode(["on the dog and cat"])[0]
     assert np.array_equal(np.append(choices[1].inputs, choices[1].targets[-1]), whole)
 
@@ -142,7 +154,7 @@ def read_back(made) -> dict[int, list]:
 def test_every_choice_is_scored_once():
     rng = np.random.default_rng(0)
     sizes = rng.integers(1, 65, 200)
-    choices = [Choice(np.arange(n) % 200, rng.integers(0, 200, rng.integers(1, n + 1)), 1, 0) for n in sizes]
+    choices = [Choice(np.arange(n) % 200, rng.integers(0, 200, rng.integers(1, n + 1)), "", 0) for n in sizes]
     layout = Layout(context=64, groups=2, tokens=256, unit=16, chunk=48)
     scored = layout.scored(choices)
     assert scored >= 64
@@ -169,32 +181,101 @@ def test_lengths_are_padded_to_four_an_octave():
     assert all(lengths.length(n) >= n for n in range(1, 1001))
 
 
+def record(log_likelihood, gold=0, domain="", **lengths) -> dict:
+    """A record; lengths that are not given are 1."""
+    ones = [1] * len(log_likelihood)
+    known = {"tokens": ones, "characters": ones, "bytes": ones, "cut": [0] * len(ones)}
+    return known | {"domain": domain, "gold": gold, "log_likelihood": log_likelihood} | lengths
+
+
 def test_scores_by_hand():
     """Items of 2 and 4 choices: chance (1/2 + 1/4) / 2; the likeliest by sum, by token and by byte differ."""
     records = [
-        {"domain": "x", "gold": 1, "log_likelihood": [-4.0, -6.0], "tokens": [2, 4], "bytes": [8, 10], "cut": [0, 0]},
-        {"domain": "y", "gold": 0, "log_likelihood": [-9.0, -8.0, -8.5, -99.0], "tokens": [9, 2, 2, 2],
-         "bytes": [10, 10, 10, 10], "cut": [0, 3, 0, 0]},
-        {"domain": "y", "gold": 0, "log_likelihood": [], "tokens": [], "bytes": [], "cut": []},
-    ]  # fmt: skip
+        record([-4.0, -6.0], 1, "x", tokens=[2, 4], bytes=[8, 10]),
+        record([-9.0, -8.0, -8.5, -99.0], 0, "y", tokens=[9, 2, 2, 2], bytes=[10] * 4, cut=[0, 3, 0, 0]),
+        record([], 0, "y"),
+    ]
     found = summarise(records)
     assert found["chance"] == pytest.approx(0.375)
-    assert (found["accuracy"], found["per_token"], found["per_byte"]) == (0.0, 1.0, 0.0)
+    assert (found["acc"], found["acc_norm"], found["acc_bytes"], found["acc_tokens"]) == (0.0, 0.0, 0.0, 1.0)
     assert (found["items"], found["cut"], found["left_out"]) == (2, 1, 1)
     # -6/4 + 4/2 = 0.5, and -1 + (4 + 4.25 + 49.5) / 3 = 18.25; standard deviation 8.875
     assert found["margin"] == pytest.approx((0.5 + 18.25) / 2)
     assert found["margin_se"] == pytest.approx(8.875 / math.sqrt(2))
-    assert by_domain(records)["domains"]["x"]["items"] == 1
-    with pytest.raises(InputError, match="no item has continuations that fit"):
-        summarise(records[2:])
+    domains = by_domain(records)["domains"]
+    assert {name: (s["items"], s["left_out"], s["chance"], s["margin"]) for name, s in domains.items()} == {
+        "x": (1, 0, 0.5, 0.5), "y": (1, 1, 0.25, 18.25)}  # fmt: skip
+    assert "domains" not in by_domain(records[:1])
+
+
+def test_the_harness_divides_by_characters_and_by_bytes():
+    """lm-evaluation-harness 0.4.13, api/task.py: acc_norm is argmax(lls / len(choice)), acc_bytes argmax(lls /
+    len(choice.encode())). Here each score prefers another choice:
+
+                    nats  characters      bytes       tokens
+        "a"           -3   1 (-3)      1 (-3)      1 (-3)     acc
+        "morning."    -8   8 (-1)      8 (-1)      2 (-4)     acc_norm
+        "日本語日本語"  -9   6 (-1.5)   18 (-0.5)   3 (-3)     acc_bytes
+        "tiles"      -10   5 (-2)      5 (-2)      5 (-2)     acc_tokens
+    """
+    lengths = {"characters": [1, 8, 6, 5], "bytes": [1, 8, 18, 5], "tokens": [1, 2, 3, 5]}
+    for gold, name in enumerate(("acc", "acc_norm", "acc_bytes", "acc_tokens")):
+        found = summarise([record([-3.0, -8.0, -9.0, -10.0], gold, **lengths)])
+        scores = {key: found[key] for key in ("acc", "acc_norm", "acc_bytes", "acc_tokens")}
+        assert scores == {key: float(key == name) for key in scores}
+
+
+def test_lengths_are_those_of_the_text_without_the_space_that_joins_it():
+    """Of log-probabilities that are -1/256 of the id: a byte's value, summed."""
+    item = Item("a", "Q:", (" é", " 日本語", "  two", "no"), 1)
+    layout = Layout(context=64, groups=1, tokens=64, unit=16, chunk=64)
+    ((found,),) = evaluate(lambda tokens, positions, targets: -targets / 256, [item], BYTES, layout)
+    assert found["characters"] == [1, 3, 4, 2]
+    assert found["bytes"] == [2, 9, 4, 2]
+    assert found["tokens"] == [3, 10, 5, 2]
+    assert found["log_likelihood"] == [-sum(choice.encode()) / 256 for choice in item.choices]
 
 
 def test_standard_error():
-    """1 of 4 right: sqrt(0.25 * 0.75 / 4)."""
-    record = {"domain": "", "log_likelihood": [-1.0, -2.0], "tokens": [1, 1], "bytes": [1, 1], "cut": [0, 0]}
-    found = summarise([record | {"gold": int(i > 0)} for i in range(4)])
-    assert found["accuracy"] == 0.25
-    assert found["accuracy_se"] == pytest.approx(math.sqrt(0.25 * 0.75 / 4))
+    """1 of 4 right: sqrt(0.25 * 0.75 / 4), of every score; and for 3 of 4 the same."""
+    for right in (1, 3):
+        found = summarise([record([-1.0, -2.0], int(i >= right)) for i in range(4)])
+        for name in ("acc", "acc_norm", "acc_bytes", "acc_tokens"):
+            assert found[name] == right / 4
+            assert found[f"{name}_se"] == pytest.approx(0.21650635094610965)
+
+
+def test_where_nothing_fits_there_are_only_counts():
+    nothing = {"items": 0, "cut": 0, "left_out": 2}
+    assert summarise([record([]), record([])]) == by_domain([record([]), record([])]) == nothing
+    assert score_tasks(lambda items: [[record([]), record([])]], {"piqa": [None]}) == {
+        "piqa/items": 0, "piqa/cut": 0, "piqa/left_out": 2}  # fmt: skip
+
+
+@pytest.mark.parametrize("context", [1, 2, 3, 8])
+def test_a_window_in_which_nothing_fits(context):
+    """The first windows have no item that fits into the context, the last item does; a context of 1 has windows of one
+    item. Each fitting choice has the log-probability -1 for its one byte."""
+    long, short = Item("long", "x", ("a" * 9, "b"), 0), Item("short", "x", ("a", "b"), 1)
+    layout = Layout(context=context, groups=1, tokens=context, unit=16, chunk=64)
+    score = lambda tokens, positions, targets: np.full(targets.shape, -1.0)  # noqa: E731
+    found = [r for window in evaluate(score, [long] * 5 + [short], BYTES, layout) for r in window]
+    assert [r["log_likelihood"] for r in found] == [[]] * 5 + [[-1.0, -1.0]]
+    nothing = [r for window in evaluate(score, [long] * 5, BYTES, layout) for r in window]
+    assert nothing == found[:5]
+
+
+def test_no_choices_are_no_batches():
+    layout = Layout(context=8, groups=1, tokens=64, unit=16, chunk=64)
+    assert layout.scored([]) == 8
+    assert list(batches([], layout, 8)) == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_log_likelihood_that_is_not_finite_is_no_score(value):
+    layout = Layout(context=64, groups=1, tokens=64, unit=16, chunk=64)
+    with pytest.raises(InputError, match="item d: a log-likelihood is not finite"):
+        list(evaluate(lambda tokens, positions, targets: np.full(targets.shape, value), ITEMS[3:4], BYTES, layout))
 
 
 @pytest.mark.skipif(not SAMPLES.exists(), reason=f"no sample items in {SAMPLES}")
@@ -209,5 +290,5 @@ def test_an_untrained_model_is_at_chance():
     records = [r for window in choose(jax.tree.map(lambda x: x[None], params), items, tokenizer) for r in window]
     found = summarise(records)
     assert found["items"] == 200
-    for name in ("accuracy", "per_token", "per_byte"):
+    for name in SCORES:
         assert abs(found[name] - 0.25) < 3 * math.sqrt(0.25 * 0.75 / 200)

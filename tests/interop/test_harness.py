@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,10 +17,13 @@ from lm_eval.api.registry import get_model
 from benchmarks import parity
 from jaxlab.config import InputError
 from jaxlab.data.store import load_tokenizer
-from jaxlab.interop.harness import JaxlabLM
+from jaxlab.interop.harness import JaxlabLM, reader
 from jaxlab.interop.hugging_face import export
-from jaxlab.interop.workdir import newest_params
+from jaxlab.interop.workdir import newest_params, start_from
+from jaxlab.model.decoder import Decoder
 from jaxlab.train.build import build
+from tests import tiny
+from tests.interop.conftest import LLAMA, SHORT
 
 EVALS = (Path(__file__).parents[2] / ".." / "shared" / "data" / "evals").resolve()
 
@@ -81,6 +85,59 @@ def test_generation(ours, theirs):
     assert a == b
 
 
+def test_a_text_without_tokens_has_the_log_likelihood_0(ours):
+    """Alone and among others: no factor is left out."""
+    assert ours.loglikelihood_rolling(requests("loglikelihood_rolling", ("",))) == [0.0]
+    assert ours.loglikelihood_rolling([]) == []
+    assert ours.loglikelihood([], disable_tqdm=True) == []
+    whole = ours.loglikelihood_rolling(requests("loglikelihood_rolling", ("w1 w2",), ("",), ("w3",)))
+    alone = ours.loglikelihood(requests("loglikelihood", ("", "w1 w2"), ("", "w3")), disable_tqdm=True)
+    assert whole[1] == 0.0
+    np.testing.assert_allclose([whole[0], whole[2]], [log_likelihood for log_likelihood, _ in alone], rtol=1e-5)
+
+
+def test_generation_stops_at_nothing_for_empty_stops_and_gives_nothing_for_no_tokens(ours):
+    options = ({"until": [], "max_gen_toks": 6}, {"until": [""], "max_gen_toks": 6}, {"until": "", "max_gen_toks": 6},
+               {"until": ["", "w"], "max_gen_toks": 0}, {"max_gen_toks": 0})  # fmt: skip
+    found = ours.generate_until(requests("generate_until", *(("w1 w2", option) for option in options)))
+    assert len(found[0]) > 1
+    assert found == [found[0]] * 3 + ["", ""]
+
+
+def test_the_likeliest_id_is_one_of_the_tokenizers():
+    """Logits 1 to 5, of which the last two are padding: the third is the likeliest, among all five it has e^3 of the
+    sum."""
+
+    class Fake:
+        def apply(self, variables, tokens, method):
+            return np.ones((*tokens.shape, 1), np.float32), np.arange(1, 6, dtype=np.float32)[:, None]
+
+    tokens, positions = np.zeros((1, 1, 2), int), np.zeros((1, 1), int)
+    log_prob, likeliest = reader(Fake(), 3)({}, tokens, positions, positions + 2)
+    assert likeliest.tolist() == [[2]]
+    assert log_prob[0, 0] == pytest.approx(3 - np.log(np.exp(np.arange(1, 6)).sum()), rel=1e-6)
+
+
+def test_a_padded_vocabulary_is_not_generated_from(data, tmp_path):
+    """The rows of the head above the tokenizer's 257 are those below a hundred times over, and so have the largest
+    logits; the text is that of the largest logits below."""
+    run = build(tiny.config(data, **LLAMA | SHORT | {"model__vocab_size": 320}))
+    params = jax.tree.map(lambda x: np.array(x[0]), run.program.params(run.program.init(np.uint32(0))))
+    params["head"][:, 257:] = 100 * params["head"][:, :63]
+    start_from(run, tmp_path / "run", run.program.model.c, params, source="here")
+    requested = requests("generate_until", ("w1 w2", {"until": [], "max_gen_toks": 4}))
+    found = JaxlabLM(str(tmp_path / "run")).generate_until(requested)
+    ids = list(b"w1 w2")
+    apply = jax.jit(Decoder(run.program.model.c).apply)
+    for _ in range(4):
+        tokens = np.zeros((1, 16), np.int32)
+        tokens[0, : len(ids)] = ids
+        logits = np.asarray(apply({"params": params}, tokens)[0, len(ids) - 1])
+        assert logits.argmax() > 256
+        ids.append(int(logits[:257].argmax()))
+    assert found == [bytes(i for i in ids[5:] if i < 256).decode(errors="replace")]
+
+
 @pytest.mark.slow
 def test_scores_are_equal_item_by_item(workdir, theirs):
     """A task of the harness; by our class, by its own class on the export, and by jaxlab.evaluate. For more tasks and
@@ -98,9 +155,23 @@ def test_bad_input(ours, workdir, tmp_path):
         JaxlabLM(str(workdir), batch_size="auto")
     with pytest.raises(InputError, match="holds no run"):
         JaxlabLM(str(tmp_path))
+    for path in ("", "gs://bucket/run", "~nobody-of-this-name"):
+        with pytest.raises(InputError, match="model_args: workdir="):
+            JaxlabLM(path)
+    with pytest.raises(InputError, match="model_args: dtype=float16 is unknown; allowed: workdir, batch_size"):
+        JaxlabLM(str(workdir), dtype="float16")
+    with pytest.raises(InputError, match="max_gen_toks=-1: must be from 0 to below"):
+        ours.generate_until(requests("generate_until", ("w1", {"max_gen_toks": -1})))
+    for options in ({"max_gen_toks": "many"}, {"max_gen_toks": [1]}, {"temperature": "hot"}):
+        with pytest.raises(InputError, match=r"the options \{.*: cannot be read"):
+            ours.generate_until(requests("generate_until", ("w1", options)))
+    with pytest.raises(InputError, match=r"until=\[3\]: must be texts"):
+        ours.generate_until(requests("generate_until", ("w1", {"until": [3]})))
+    with pytest.raises(InputError, match=r"the text .* cannot be read"):
+        ours.loglikelihood(requests("loglikelihood", ("w1", "\ud800")), disable_tqdm=True)
     with pytest.raises(InputError, match="do_sample=True: only greedy generation is there"):
         ours.generate_until(requests("generate_until", ("w1", {"do_sample": True, "temperature": 1.0})))
-    with pytest.raises(InputError, match="max_gen_toks=256: must be above 0 and below the model's context, 256"):
+    with pytest.raises(InputError, match="max_gen_toks=256: must be from 0 to below the model's context, 256"):
         ours.generate_until(requests("generate_until", ("w1", {"max_gen_toks": 256})))
     with pytest.raises(InputError, match="a continuation of 600 tokens cannot be scored"):
         ours.loglikelihood(requests("loglikelihood", ("w1", "w" * 600)), disable_tqdm=True)

@@ -21,3 +21,4 @@ def test_export_then_an_import_that_cannot_be(data, workdir, tmp_path):
     )
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert "--config.model.d_ff=64" in wrong.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,58 @@
+"""A folder that is written whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from jaxlab.config import InputError
+
+
+def check_replaceable(folder: Path, files: Collection[str]) -> None:
+    """Raises InputError unless `folder` is absent, empty, or holds `files` and nothing else."""
+    names = _names(folder)
+    if names and names != {*files}:
+        raise InputError(
+            f"{folder}: holds {_listed(names)}; must be absent, empty, or an earlier one of the same files"
+        )
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None], files: Collection[str]) -> None:
+    """Calls write(a folder beside), and renames that into the place of `folder` if `check_replaceable` lets it.
+
+    Whoever looks finds the old folder or the new one, whole, or for an instant between two renames neither. If write
+    raises, the old one stays. Raises InputError for a folder beside, FOLDER.part or FOLDER.old, with other files.
+    """
+    check_replaceable(folder, files)
+    folder = folder.resolve()
+    part, old = (folder.with_name(f"{folder.name}.{kind}") for kind in ("part", "old"))
+    for beside in (part, old):  # of a process that was killed, or somebody else's
+        if others := _names(beside) - {*files}:
+            raise InputError(
+                f"{beside}: holds {_listed(others)}; it is in the way of {folder.name}, which needs the name"
+            )
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        write(part)
+        for path in part.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:5])
