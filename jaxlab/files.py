@@ -19,7 +19,8 @@ CHECKSUM = "crc32"  # the key of a record that holds the checksum of all others
 def local(text: str | Path, key: str) -> Path:
     """The path on a disk that a person gave for `key`, with `~` and `~user` expanded.
 
-    Raises InputError, naming the key, for an empty path, an address such as gs://..., an unknown user, a null character.
+    Raises InputError, naming the key, for an empty path, an address such as gs://..., an unknown user or a null
+    character.
     """
     text = str(text)
     if not text:
@@ -57,8 +58,11 @@ def first_line(error: Exception) -> str:
 
 
 def parse_json(content: bytes | str, where: str | Path):
-    """The value of JSON text that somebody else wrote. Raises InputError, naming `where`, for what is not JSON in UTF-8:
-    NaN and Infinity, unpaired surrogates, numbers and nesting beyond what Python reads among it."""
+    """The value of JSON text that somebody else wrote.
+
+    Raises InputError, naming `where`, for what is not JSON in UTF-8, and so for NaN and Infinity, unpaired surrogates,
+    numbers and nesting beyond what Python reads.
+    """
     with reading(where):
         text = content.decode("utf-8") if isinstance(content, bytes) else content
         value = json.loads(text, parse_constant=_refused)
@@ -72,7 +76,7 @@ def _refused(constant: str):
 
 
 def need(content, where: str | Path, **kinds: type | tuple[type, ...]) -> dict:
-    """`content`, if it is a dict with these keys, each of its kind; else an InputError that names `where` and the key."""
+    """`content`, if it is a dict with these keys, each of its kind; else InputError, naming `where` and the key."""
     if not isinstance(content, dict):
         raise InputError(f"{where}: holds {_shown(content)}; must be a JSON object")
     for key, kind in kinds.items():

@@ -27,10 +27,11 @@ def test_any_changed_byte_of_a_record_is_noticed_or_changes_nothing(tmp_path):
         for flip in (1, 4, 32, 128):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
             try:
-                assert {k: v for k, v in read_record(path).items() if k in RECORD} == RECORD
-            except InputError as error:
+                content = read_record(path)
+            except InputError:
                 refused += 1
-                assert str(path) in str(error)
+            else:
+                assert {k: v for k, v in content.items() if k in RECORD} == RECORD
     assert refused > 3 * len(whole)
 
 
