@@ -82,7 +82,10 @@ def read(experiment: str, changes: dict[str, str]) -> ConfigDict:
         raise InputError(f"--config={name}: {'is a folder' if path.is_dir() else 'there is no such file'}")
     try:
         get_config = runpy.run_path(str(path))["get_config"]
-        values = flatten(get_config(arguments) if colon else get_config())
+        returned = get_config(arguments) if colon else get_config()
+        if not isinstance(returned, ConfigDict):
+            raise InputError(f"get_config returned {type(returned).__name__}; must return jaxlab.config.default() changed")
+        values = flatten(returned)
     except KeyboardInterrupt:
         raise
     except InputError as error:

@@ -256,8 +256,8 @@ def batches(config: ConfigDict, mesh: Mesh) -> dict[int, Batch]:
     if found[0].tokens > config.tokens:
         raise InputError(f"tokens={config.tokens}: less than the first batch, {found[0].tokens}")
     n, largest = config.compute.steps_per_call, max(size for size, _ in found.values())
-    if n * largest >= 2**31:
-        raise InputError(f"compute.steps_per_call={n}: must be below {2**31 // largest + 1} with batches of {largest}")
+    if n > (most := (2**31 - 1) // largest):
+        raise InputError(f"compute.steps_per_call={n}: must be at most {most} with batches of {largest} tokens")
     return found
 
 
