@@ -169,7 +169,7 @@ def stages(text: str, start: Recipe) -> dict[int, Recipe]:
     except ValueError:
         raise InputError(f"stages={text!r}: must read like 0:e2m1/400000:e4m3/8e5:none, TOKENS:CHANGES") from None
     if begins[0] != 0 or sorted(set(begins)) != begins or any(begin % 1 for begin in begins):
-        raise InputError(f"stages={text!r}: tokens must be whole, start at 0 and grow")
+        raise InputError(f"stages={text!r}: tokens must start at 0 and grow, in whole numbers")
     cast = [p for p in OPERANDS if getattr(start, p).format]
     recipes = [replace(start, **{p: changed(getattr(start, p), c, "stages") for p in cast}) for _, c in parts]
     return {int(tokens): rule for tokens, rule in zip(begins, recipes, strict=True)}

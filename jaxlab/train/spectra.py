@@ -28,8 +28,8 @@ from jaxlab.train.plan import crossed, reached
 HARD_RANK, CONCENTRATION = 2, 0.99
 # So it is, for a while, of sound layers too: as long as a model learns no more than how frequent tokens are. Of the 325
 # runs of results/spectral/laptop, 264 ended well below the entropy of single tokens and 61 did not; 97 and 58 of them
-# were below a threshold at some time, 17 and 46 for so long that tokens grew by this factor.
-LASTING = 4
+# were below a threshold at some time, 10 and 40 for so long that tokens grew by this factor.
+LASTING = 8
 MOST = 10_000  # times that a run is measured at
 
 
