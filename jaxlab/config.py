@@ -36,8 +36,8 @@ CHOICES = {
 POSITIVE = (
     "tokens", "replicas", "batch.tokens", "batch.context", "model.num_layers", "model.d_model", "model.num_heads",
     "model.num_kv_heads", "model.head_dim", "model.d_ff", "model.context", "model.norm_eps", "model.rope_theta",
-    "schedule.peak_lr", "optim.eps", "diloco.fragments", "mesh.replica", "mesh.tensor", "compute.steps_per_call", "compute.loss_chunk",
-    "checkpoint.keep",
+    "schedule.peak_lr", "optim.eps", "diloco.fragments", "mesh.replica", "mesh.tensor", "compute.steps_per_call",
+    "compute.loss_chunk", "checkpoint.keep",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "model.vocab_size", "model.num_experts", "model.experts_per_token", "model.balance_loss", "model.z_loss",
@@ -62,7 +62,7 @@ NEEDS = {
     "batch.lr_rule": ("batch.growth", ()),
     "schedule.decay_tokens": ("schedule.name", ("wsd",)),
     "schedule.decay_shape": ("schedule.name", ("wsd", "constant")),
-    **{f"diloco.{key}": ("diloco.sync_every", ()) for key in ("average", "codec", "fragments", "overlap", "mix", "eager")},
+    **{f"diloco.{k}": ("diloco.sync_every", ()) for k in ("average", "codec", "fragments", "overlap", "mix", "eager")},
 }
 # What may differ when a run is resumed: where and how it computes and what it writes, not what it computes.
 RESUMABLE = (

@@ -84,7 +84,7 @@ def read(experiment: str, changes: dict[str, str]) -> ConfigDict:
         get_config = runpy.run_path(str(path))["get_config"]
         returned = get_config(arguments) if colon else get_config()
         if not isinstance(returned, ConfigDict):
-            raise InputError(f"get_config returned {type(returned).__name__}; must return jaxlab.config.default() changed")
+            raise InputError(f"get_config returned {type(returned).__name__}; must return jaxlab.config.default()")
         values = flatten(returned)
     except KeyboardInterrupt:
         raise

@@ -157,7 +157,7 @@ def test_text_that_is_no_value(key, text, wanted):
 
 
 def test_an_unknown_key_is_named_with_the_nearest():
-    with pytest.raises(InputError, match="unknown key optim.weightdecay; the nearest is optim.weight_decay"):
+    with pytest.raises(InputError, match=r"unknown key optim\.weightdecay; the nearest is optim\.weight_decay"):
         from_text("optim.weightdecay", "3")
 
 

@@ -299,6 +299,6 @@ def _check_memory(config: ConfigDict, mesh: Mesh, vocab_size: int) -> None:
         there = (device.memory_stats() or {}).get("bytes_limit", math.inf) * mesh.size
     if needed > there:
         raise InputError(
-            f"model: {count:,} parameters x replicas={config.replicas} take {needed / 1e9:,.0f} GB with the optimiser's "
-            f"state, and the devices have {there / 1e9:,.0f} GB"
+            f"model: {count:,} parameters x replicas={config.replicas} take {needed / 1e9:,.0f} GB with the state of "
+            f"the optimiser, and the devices have {there / 1e9:,.0f} GB"
         )

@@ -25,8 +25,7 @@ def header(run: Run, peak: float | None, peak_source: str) -> list[str]:
     lines = {
         "model": f"{m.family}, {count['total']:,} parameters ({count['non_embedding']:,} without embeddings{active}), "
         f"{flops.training_per_token(m, c.batch.context) / 1e6:,.1f} MFLOPs a training token",
-        "training": f"{tokens:,} tokens in {steps:,} steps, {run.train.epochs(tokens):.2f} epochs of "
-        f"{c.data.source}",
+        "training": f"{tokens:,} tokens in {steps:,} steps, {run.train.epochs(tokens):.2f} epochs of {c.data.source}",
         "batch": batches(run),
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind} (mesh {devices}), peak {peak_text}",
         "compute": f"{run.program.model.dtype}, attention {kernel_name(run)}, "

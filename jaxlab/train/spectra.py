@@ -141,8 +141,8 @@ def collapsed(row: dict) -> set[int]:
 
 
 class Watch:
-    """watch(row of metrics, the row before or {}) -> lines on it: its ranges over layers, and layers that have collapsed
-    for so long that tokens have grown by LASTING, or have recovered from that. Each is named once."""
+    """watch(row of metrics, the row before or {}) -> lines on it: its ranges over layers, and layers that have
+    collapsed for so long that tokens have grown by LASTING, or have recovered from that. Each is named once."""
 
     def __init__(self):
         self._since, self._named = {}, set()  # {layer: tokens at which it had collapsed}

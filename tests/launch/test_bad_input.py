@@ -15,6 +15,7 @@ from launch import entry
 from tests import tiny
 
 START = "from jaxlab.config import default\ndef get_config():\n    c = default()\n"
+EMPTY = "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict("
 CONFIGS = {
     "def get_config(:": "SyntaxError",
     "def get_config():\n    raise RuntimeError('no such thing')": "RuntimeError: no such thing",
@@ -23,15 +24,15 @@ CONFIGS = {
     "def get_config():\n    return get_config()": "RecursionError: maximum recursion depth",
     "def get_config(a, b):\n    pass": "TypeError: get_config() missing 2 required positional arguments",
     "def get_config():\n    pass": "get_config returned NoneType; must return",
-    "from jaxlab.config import InputError\ndef get_config():\n    raise InputError('1b: must be 2b')": "py: 1b: must be 2b",
+    "from jaxlab.config import InputError\nraise InputError('1b: must be 2b')": "bad.py: 1b: must be 2b",
     START + "    c.tokens = 'many'\n    return c": "Could not override field 'tokens'",
     START + "    c.tokens = 1.5\n    return c": "Could not override field 'tokens'",
     START + "    c.tokens = None\n    return c": "tokens=None: must be a whole number",
     START + "    c.schedule.peak_lr = float('inf')\n    return c": "schedule.peak_lr=inf: must be a finite number",
     START + "    c.modle = 3\n    return c": "unknown key modle; the nearest is model",
     START + "    c.data = 'news'\n    return c": "Could not override field 'data'",
-    "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({3: 4})": "unknown key 3; the nearest",
-    "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()": "missing key batch.context; start from",
+    EMPTY + "{3: 4})": "unknown key 3; the nearest",
+    EMPTY + ")": "missing key batch.context; start from",
     "x = 1": "has no function get_config",
     "": "has no function get_config",
     "x = '\xff'": "SyntaxError: (unicode error)",
@@ -56,7 +57,7 @@ def test_config_files_that_are_none(tmp_path):
     for name, said in ((tmp_path, "is a folder"), (tmp_path / "absent.py", "there is no such file")):
         with pytest.raises(InputError, match=f"^--config={name}: {said}$"):
             entry.read(str(name), {})
-    with pytest.raises(InputError, match="^--config=: must name a file"):
+    with pytest.raises(InputError, match=r"^--config=: must name a file"):
         entry.read("", {})
 
 
@@ -244,8 +245,8 @@ def test_bad_workdirs(file, tmp_path):
         ({"data__tokenizer": "bpe:300"}, "data.tokenizer=bpe:300: the store .* was made with bytes"),
         ({"data__source": "news"}, "data.source=news: the store .* was made with files:"),
         ({"data__validation_fraction": 0.02}, "data.validation_fraction=0.02: the store .* was made with 0.05"),
-        ({"compute__steps_per_call": 2**22}, "compute.steps_per_call=4194304: must be at most 4194303 with batches of 512"),
-        ({"model__d_model": 10**9}, r"model: \d\S* parameters x replicas=1 take [\d,]+ GB with .*devices have [\d,]+ GB"),
+        ({"compute__steps_per_call": 2**22}, "compute.steps_per_call=4194304: must be at most 4194303 with"),
+        ({"model__d_model": 10**9}, r"model: \d\S* parameters x replicas=1 take [\d,]+ GB with "),
         ({"model__vocab_size": 2**31 - 1}, "model: .* parameters"),
     ],
 )

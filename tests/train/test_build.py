@@ -39,15 +39,15 @@ def test_the_loss_is_that_of_the_logits_and_the_mean_over_replicas(run):
     """1,000 tokens asked for are 16 windows of 64. Replicas that never met differ; bits count the text's bytes."""
     state = run.program.init(np.uint32(0))
     params = jax.tree.map(lambda p: p * np.float32([1, 1.5]).reshape(2, *[1] * (p.ndim - 1)), state.params)
-    found = run.evaluate(state._replace(params=params))
+    scores = run.evaluate(state._replace(params=params))
     each = [nats(run, jax.tree.map(lambda p, m=m: p[m], params), 0, 1_024) / 1_024 for m in range(2)]
     assert abs(each[0] - each[1]) > 0.02
-    assert found["scored_tokens"] == 1_024
-    assert found["loss"] == pytest.approx(np.mean(each), rel=1e-5)
+    assert scores["scored_tokens"] == 1_024
+    assert scores["loss"] == pytest.approx(np.mean(each), rel=1e-5)
     split = run.store.split("validation")
     assert split.num_bytes < split.num_tokens  # an end of each document, which is no text
     wanted = np.mean(each) * split.num_tokens / (np.log(2) * split.num_bytes)
-    assert found["bits_per_byte"] == pytest.approx(wanted, rel=1e-5)
+    assert scores["bits_per_byte"] == pytest.approx(wanted, rel=1e-5)
 
 
 def test_all_of_the_validation_split(run, data):
@@ -56,10 +56,10 @@ def test_all_of_the_validation_split(run, data):
     state = whole.program.init(np.uint32(0))
     tokens = whole.store.split("validation").num_tokens
     assert tokens % 64
-    found = whole.evaluate(state)
-    assert found["scored_tokens"] == tokens
+    scores = whole.evaluate(state)
+    assert scores["scored_tokens"] == tokens
     one = jax.tree.map(lambda p: p[0], state.params)
-    assert found["loss"] == pytest.approx(nats(whole, one, 0, tokens) / tokens, rel=1e-5)
+    assert scores["loss"] == pytest.approx(nats(whole, one, 0, tokens) / tokens, rel=1e-5)
 
 
 def test_rates_by_hand():

@@ -48,9 +48,9 @@ def test_stages_change_the_arithmetic_where_they_say_and_nothing_else(data):
 def test_single_operands_may_be_cast_without_a_recipe():
     q = default().quant
     q.update(P1="e4m3", stages="0:e2m1/500:e4m3,block=8")
-    found = recipes(q)
-    assert {tokens: str(rule.P1) for tokens, rule in found.items()} == {0: "e2m1/0", 500: "e4m3/8"}
-    assert all(rule.P2.format == "" for rule in found.values())
+    stages = recipes(q)
+    assert {tokens: str(rule.P1) for tokens, rule in stages.items()} == {0: "e2m1/0", 500: "e4m3/8"}
+    assert all(rule.P2.format == "" for rule in stages.values())
 
 
 @pytest.mark.parametrize(
