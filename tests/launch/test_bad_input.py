@@ -3,6 +3,8 @@
 import errno
 import os
 import subprocess
+import sys
+from subprocess import PIPE
 
 import pytest
 from absl import flags
@@ -215,6 +217,15 @@ def test_names_that_are_no_text_where_output_is_ascii(file, tmp_path):
         f"--config={file}", f"--workdir={tmp_path}/run", b"--config.data.source=" + source, PYTHONIOENCODING="ascii"
     )
     assert "data.source=files:\\xe4\\udcff[/b]: the store" in said
+
+
+def test_a_reader_that_has_read_enough():
+    """As in `python -m launch.study ... list | head -1`."""
+    script = "from launch import entry; entry._exit_with(lambda: print('x' * 10**6))"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=tiny.ROOT, stdout=PIPE, stderr=PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 def test_bad_workdirs(file, tmp_path):
