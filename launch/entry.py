@@ -64,8 +64,7 @@ def split(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
             rest.append(argument)
         else:
             key, text = match.groups()
-            text = next(words, "--") if text is None else text
-            if text.startswith("--"):
+            if text is None and (text := next(words, "--")).startswith("--"):
                 raise InputError(f"--config.{key}: must have a value, as in --config.{key}=VALUE")
             if key in changes:
                 raise InputError(f"--config.{key}={text}: is there twice, before as {changes[key]}")

@@ -70,12 +70,12 @@ def test_a_config_file_of_a_home_folder(file, tmp_path, monkeypatch):
 
 def test_the_command_line_changes_keys(file):
     """--config.KEY=TEXT and --config.KEY TEXT, wherever they stand; a blank takes no word away from others."""
-    words = ["--workdir=a", "--config.mesh.fsdp", "False", "-config.tokens=4096", "--config.data.source==a b", "run"]
+    words = ["--workdir=a", "--config.mesh.fsdp", "False", "-config.tokens=4096", "--config.data.source=--a=b c", "run"]
     rest, changes = entry.split([*words, "--", "--config.seed=3"])
     assert rest == ["--workdir=a", "run", "--", "--config.seed=3"]
-    assert changes == {"mesh.fsdp": "False", "tokens": "4096", "data.source": "=a b"}
+    assert changes == {"mesh.fsdp": "False", "tokens": "4096", "data.source": "--a=b c"}
     config = entry.read(str(file), changes)
-    assert (config.mesh.fsdp, config.tokens, config.data.source) == (False, 4_096, "=a b")
+    assert (config.mesh.fsdp, config.tokens, config.data.source) == (False, 4_096, "--a=b c")
     assert entry.read(str(file), {}).mesh.fsdp is True
     with pytest.raises(AttributeError):
         config.anything = 3  # locked
