@@ -221,7 +221,7 @@ def _defaults() -> dict:
 
 
 WORDS = {"true": True, "1": True, "false": False, "0": False}
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
 
 
 def from_text(key: str, text: str):

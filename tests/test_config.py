@@ -148,7 +148,7 @@ def test_values_from_text(key, texts):
     [
         *(("mesh.fsdp", text, "true or false") for text in ("banana", "maybe", "yes", "t", "2", "", "None")),
         *(("tokens", text, "a whole number") for text in ("many", "1e6", "1.0", "", "None", "True", "9" * 5_000)),
-        *(("schedule.peak_lr", text, "a number") for text in ("high", "", "1,0")),
+        *(("schedule.peak_lr", text, "a finite number") for text in ("high", "", "1,0")),
     ],
 )
 def test_text_that_is_no_value(key, text, wanted):

@@ -40,17 +40,17 @@ def header(run: Run, peak: float | None, peak_source: str) -> list[str]:
 
 def batches(run: Run) -> str:
     """What a batch is, from where on; of very many sizes the first and the last ones."""
-    wanted, texts = stages(run.config), []
-    starts = list(run.batches)
-    between = f"... {len(starts) - 20:,} more ..." if len(starts) > 20 else ""
-    for start in starts if not between else starts[:10] + starts[-10:]:
+    wanted, starts, texts = stages(run.config), list(run.batches), []
+    for start in starts if len(starts) <= 20 else starts[:10] + starts[-10:]:
         size = run.batches[start]
         _, replicas, k, b, _ = run.program.shape(size)
         text = f"{size.tokens:,} tokens: {replicas} replicas x {k} micro-batches x {b} sequences of {size.context}"
         asked = size_at(wanted, start)
         text += f" ({asked:,} wanted)" if asked != size.tokens else ""
         texts.append(f"from {start:,} tokens {text}" if len(starts) > 1 else text)
-    return "; ".join([*texts[:10], between, *texts[10:]] if between else texts)
+    if len(starts) > 20:
+        texts.insert(10, f"... {len(starts) - 20:,} more ...")
+    return "; ".join(texts)
 
 
 def precision(run: Run) -> str:
