@@ -100,6 +100,12 @@ def test_sizes_fit_an_index(key):
     assert message({key: MOST[key] + 1}) == f"{key}={MOST[key] + 1}: must be at most {MOST[key]}"
 
 
+def test_the_largest_that_int32_and_uint32_hold():
+    check(changed({"model.vocab_size": 2_147_483_647, "seed": 4_294_967_295}))
+    assert message({"model.vocab_size": 2_147_483_648}) == "model.vocab_size=2147483648: must be at most 2147483647"
+    assert message({"seed": 4_294_967_296}) == "seed=4294967296: must be at most 4294967295"
+
+
 def of_another_kind(**values) -> ConfigDict:
     """The defaults with values as a config file may set them that goes around the types."""
     c = default()
