@@ -4,8 +4,10 @@ A config file starts from `default()`, changes what its experiment is about, and
 changes single keys. Sizes counted in tokens say so in their name. Nothing below `launch/` reads a flag.
 """
 
-import math
+import difflib
+import os
 import re
+from functools import cache
 
 from ml_collections import ConfigDict
 
@@ -25,6 +27,7 @@ CHOICES = {
     "spectra.taps": ("post", "pre+post"),
     "diloco.codec": ("float32", "bfloat16", "int8", "e3m0"),
     "diloco.fragment_order": ("strided", "sequential", "balanced"),
+    "quant.fp8": ("auto", "native", "simulated"),
     "compute.dtype": ("auto", "float32", "bfloat16"),
     "compute.layers": ("auto", "scan", "unroll"),
     "compute.attention": ("auto", "plain", "chunked", "xla", "cudnn", "splash"),
@@ -32,9 +35,9 @@ CHOICES = {
 }
 POSITIVE = (
     "tokens", "replicas", "batch.tokens", "batch.context", "model.num_layers", "model.d_model", "model.num_heads",
-    "model.num_kv_heads", "model.head_dim", "model.d_ff", "model.context", "schedule.peak_lr", "optim.eps",
-    "diloco.fragments", "mesh.replica", "mesh.tensor", "compute.steps_per_call", "compute.loss_chunk",
-    "checkpoint.keep",
+    "model.num_kv_heads", "model.head_dim", "model.d_ff", "model.context", "model.norm_eps", "model.rope_theta",
+    "schedule.peak_lr", "optim.eps", "diloco.fragments", "mesh.replica", "mesh.tensor", "compute.steps_per_call",
+    "compute.loss_chunk", "checkpoint.keep",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "model.vocab_size", "model.num_experts", "model.experts_per_token", "model.balance_loss", "model.z_loss",
@@ -44,6 +47,23 @@ NOT_NEGATIVE = (
     "evaluate.tasks_every_tokens", "evaluate.task_items", "spectra.tokens",
     "checkpoint.every_tokens",
 )  # fmt: skip
+# Sizes of arrays and indices into them, which are int32 where they are computed with; and what is done one by one.
+MOST = dict.fromkeys(
+    ("replicas", "batch.tokens", "batch.context", "batch.micro_tokens", "model.vocab_size", "model.context",
+     "model.d_model", "model.num_heads", "model.num_kv_heads", "model.head_dim", "model.d_ff", "model.num_experts",
+     "compute.steps_per_call", "spectra.tokens"),
+    2**31 - 1,
+) | {"seed": 2**32 - 1, "model.num_layers": 10_000}  # fmt: skip
+# Keys that do nothing unless another one has one of these values, or any that is not its default.
+NEEDS = {
+    "model.mix_fraction": ("model.norm_placement", ("mix",)),
+    "model.rope_theta": ("model.positions", ("rotary",)),
+    "model.balance_loss": ("model.num_experts", ()),
+    "batch.lr_rule": ("batch.growth", ()),
+    "schedule.decay_tokens": ("schedule.name", ("wsd",)),
+    "schedule.decay_shape": ("schedule.name", ("wsd", "constant")),
+    **{f"diloco.{k}": ("diloco.sync_every", ()) for k in ("average", "codec", "fragments", "overlap", "mix", "eager")},
+}
 # What may differ when a run is resumed: where and how it computes and what it writes, not what it computes.
 RESUMABLE = (
     "mesh", "compute", "quant.fp8", "checkpoint", "log", "data.archives", "data.store", "data.tfds_dir",
@@ -195,8 +215,62 @@ def default() -> ConfigDict:
     return c
 
 
+@cache
+def _defaults() -> dict:
+    return flatten(default())
+
+
+WORDS = {"true": True, "1": True, "false": False, "0": False}
+KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+
+
+def from_text(key: str, text: str):
+    """The value of a key that a person wrote as text. Raises InputError for an unknown key and for text that is not of
+    the kind of its default."""
+    _check_key(key)
+    kind = type(_defaults()[key])
+    try:
+        return WORDS[text.strip().lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{key}={text}: must be {KINDS[kind]}") from error
+
+
+def check_keys(flat: dict) -> None:
+    """Raises InputError unless these are the keys of `default`, each with a value of the kind of its default; numbers
+    are those that 64 bits, and of floats 32, hold."""
+    for key in flat:
+        _check_key(key)
+    for key, standard in _defaults().items():
+        if key not in flat:
+            raise InputError(f"config: missing key {key}; start from jaxlab.config.default()")
+        value, kind = flat[key], type(standard)
+        kinds = (int, float) if kind is float else kind
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+            raise InputError(f"{key}={value!r}: must be {KINDS[kind]}")
+        if kind is int and not -(2**63) <= value < 2**63:
+            raise InputError(f"{key}={value}: must be a whole number of 64 bits")
+        if kind is float and not (value == 0 or 2**-126 <= abs(value) < 2**128):
+            raise InputError(f"{key}={value}: must be a finite number, 0 or from 1e-38 to 3e38 in size")
+        if kind is str and not _is_name(value):
+            raise InputError(f"{key}={value!r}: must be text without null characters that can be a file's name")
+
+
+def _is_name(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeError:
+        return False
+
+
+def _check_key(key: str) -> None:
+    if key not in _defaults():
+        near = max(_defaults(), key=lambda k: difflib.SequenceMatcher(None, key, k).ratio())
+        raise InputError(f"config: unknown key {key}; the nearest is {near}")
+
+
 def check(config: ConfigDict) -> None:
     """Raises InputError for the first key whose value cannot work; looks at the config alone, at no devices or data."""
+    check_keys(flatten(config))
     for key, allowed in CHOICES.items():
         if get(config, key) not in allowed:
             raise InputError(f"{key}={get(config, key)!r}: must be one of {', '.join(allowed)}")
@@ -206,19 +280,20 @@ def check(config: ConfigDict) -> None:
     for key in NOT_NEGATIVE:
         if not get(config, key) >= 0:
             raise InputError(f"{key}={get(config, key)}: must not be negative")
+    for key, most in MOST.items():
+        if get(config, key) > most:
+            raise InputError(f"{key}={get(config, key)}: must be at most {most}")
     _check_model(config.model)
     _check_batch(config)
     _check_rounds(config.diloco, config.model)
     for key in ("optim.b1", "optim.b2", "diloco.outer_momentum", "schedule.final_fraction", "data.validation_fraction"):
-        if not 0 <= get(config, key) < 1:
+        if not 0 <= get(config, key) < 1 - 2**-25:  # what float32 does not round to 1
             raise InputError(f"{key}={get(config, key)}: must be in [0, 1)")
     if config.spectra.at and config.model.num_experts:
         raise InputError(f"spectra.at={config.spectra.at!r}: must be empty with model.num_experts above 0")
     for key in ("diloco.mix", "model.mix_fraction"):
         if not 0 <= get(config, key) <= 1:
             raise InputError(f"{key}={get(config, key)}: must be in [0, 1]")
-    if config.seed >= 2**32:
-        raise InputError(f"seed={config.seed}: must be below 2^32")
     if config.schedule.warmup_tokens + config.schedule.decay_tokens > config.tokens:
         raise InputError(
             f"schedule.warmup_tokens={config.schedule.warmup_tokens} + decay_tokens={config.schedule.decay_tokens}: "
@@ -226,6 +301,16 @@ def check(config: ConfigDict) -> None:
         )
     if config.schedule.name == "wsd" and not config.schedule.decay_tokens:
         raise InputError("schedule.decay_tokens=0: wsd needs the length of its decay")
+    _check_needs(config)
+
+
+def _check_needs(config: ConfigDict) -> None:
+    for key, (other, allowed) in NEEDS.items():
+        value, state = get(config, key), get(config, other)
+        there = state in allowed if allowed else state != _defaults()[other]
+        if value != _defaults()[key] and not there:
+            wanted = " or ".join(allowed) or f"other than {state!r}"
+            raise InputError(f"{key}={value}: does nothing unless {other} is {wanted}")
 
 
 def _check_model(m: ConfigDict) -> None:
@@ -235,7 +320,7 @@ def _check_model(m: ConfigDict) -> None:
         raise InputError(f"model.num_heads={m.num_heads}: must be divisible by model.num_kv_heads={m.num_kv_heads}")
     if m.positions == "rotary" and m.head_dim % 2:
         raise InputError(f"model.head_dim={m.head_dim}: must be even with rotary positions")
-    if m.layer_d_ff and not re.fullmatch(rf"[1-9]\d*(,[1-9]\d*){{{m.num_layers - 1}}}", m.layer_d_ff):
+    if m.layer_d_ff and not re.fullmatch(rf"[1-9]\d{{,8}}(,[1-9]\d{{,8}}){{{m.num_layers - 1}}}", m.layer_d_ff):
         raise InputError(f"model.layer_d_ff={m.layer_d_ff}: must be {m.num_layers} whole numbers above 0, one a layer")
     for key, needed in NGPT.items() if m.parametrisation == "ngpt" else ():
         if m[key] != needed:
@@ -280,9 +365,6 @@ def check_context(config: ConfigDict, context: int) -> None:
 
 def _check_rounds(d: ConfigDict, m: ConfigDict) -> None:
     if not d.sync_every:
-        for key, off in (("fragments", 1), ("overlap", 0), ("eager", False)):
-            if d[key] != off:
-                raise InputError(f"diloco.{key}={d[key]}: needs diloco.sync_every above 0")
         return
     if d.overlap >= d.sync_every:
         raise InputError(f"diloco.overlap={d.overlap}: must be below diloco.sync_every={d.sync_every}")
@@ -302,23 +384,6 @@ def get(config: ConfigDict, key: str):
     return config
 
 
-WORDS = {"true": True, "1": True, "false": False, "0": False}
-KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
-
-
-def from_text(key: str, text: str):
-    """The value of a key that a person wrote as text. Raises InputError for text that is not of the kind of the key's
-    default."""
-    kind = type(flatten(default())[key])
-    try:
-        value = WORDS[text.strip().lower()] if kind is bool else kind(text)
-        if kind is str or math.isfinite(value):
-            return value
-    except (KeyError, ValueError, OverflowError):
-        pass
-    raise InputError(f"{key}={text}: must be {KINDS[kind]}")
-
-
 def flatten(config: ConfigDict) -> dict:
     """{dotted key: value} of the whole tree, in alphabetical order."""
     flat = {}
@@ -326,7 +391,7 @@ def flatten(config: ConfigDict) -> dict:
         if isinstance(value, ConfigDict):
             flat |= {f"{key}.{k}": v for k, v in flatten(value).items()}
         else:
-            flat[key] = value
+            flat[str(key)] = value
     return flat
 
 

@@ -1,17 +1,18 @@
 """What every launcher has in common: the config flag, and bad input answered with one line."""
 
-import difflib
+import io
 import os
 import re
+import runpy
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxlab.config import InputError, check, default, flatten
+from jaxlab.config import InputError, check, check_keys, default, flatten, from_text
+from jaxlab.files import first_line, local
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
@@ -28,78 +29,119 @@ def with_huge_pages() -> None:
 
 def run(main: Callable[[ConfigDict, Console], int]) -> None:
     """Exits with the status of main(config, console), the config that of the flag --config; see `run_actions`."""
-    holder = config_flags.DEFINE_config_file("config", None, "experiment: a file of configs/", lock_config=True)
+    experiment = flags.DEFINE_string("config", None, "experiment: FILE.py of configs/, or FILE.py:ARGUMENTS")
     flags.mark_flag_as_required("config")
 
     def read_config():
-        config = _read_config(sys.argv, holder)
-        check(config)
-        return config
+        arguments, changes = split(sys.argv[1:])
+        if words := _words(arguments):
+            raise InputError(f"{words[0]}: only flags are understood, values after =")
+        return read(experiment.value, changes)
 
-    _exit_with(lambda: main(read_config(), Console()))
+    _exit_with(lambda: main(read_config(), console()))
 
 
 def run_actions(main: Callable[[list[str], Console], int]) -> None:
     """Exits with the status of main(words, console), words being what is left of the command line when the flags have
     been read; bad input exits with 2 and one line on stderr."""
+    _exit_with(lambda: main(_words(sys.argv[1:]), console()))
 
-    def words():
-        try:
-            return flags.FLAGS(sys.argv)[1:]
-        except flags.Error as error:
-            raise InputError(str(error)) from error
 
-    _exit_with(lambda: main(words(), Console()))
+def console(**options) -> Console:
+    """A console that prints names as they are: neither [square brackets] nor :colons: in them mean anything."""
+    return Console(markup=False, emoji=False, **options)
+
+
+def split(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """(other arguments, {key: text} of --config.KEY=TEXT or --config.KEY TEXT). Raises InputError for a key without a
+    value or with two."""
+    rest, changes, words = [], {}, iter(arguments)
+    for argument in words:
+        match = re.fullmatch(r"--?config\.([^=]*)(?:=(.*))?", argument, re.DOTALL)
+        if argument == "--":
+            rest += [argument, *words]
+        elif not match:
+            rest.append(argument)
+        else:
+            key, text = match.groups()
+            if text is None and (text := next(words, "--")).startswith("--"):
+                raise InputError(f"--config.{key}: must have a value, as in --config.{key}=VALUE")
+            if key in changes:
+                raise InputError(f"--config.{key}={text}: is there twice, before as {changes[key]}")
+            changes[key] = text
+    return rest, changes
+
+
+def read(experiment: str, changes: dict[str, str]) -> ConfigDict:
+    """The checked config of FILE.py or FILE.py:ARGUMENTS, with changes {key: text}. InputError for whatever is wrong
+    with it: a file may change defaults, not add or lose keys."""
+    name, colon, arguments = experiment.partition(":")
+    path = local(name, "--config")
+    if not path.is_file():
+        raise InputError(f"--config={name}: {'is a folder' if path.is_dir() else 'there is no such file'}")
+    try:
+        get_config = runpy.run_path(str(path))["get_config"]
+        returned = get_config(arguments) if colon else get_config()
+        if not isinstance(returned, ConfigDict):
+            raise InputError(f"get_config returned {type(returned).__name__}; must return jaxlab.config.default()")
+        values = flatten(returned)
+    except KeyboardInterrupt:
+        raise
+    except InputError as error:
+        raise InputError(f"--config={experiment}: {error}") from error
+    except BaseException as error:  # whatever a file does, exit() among it
+        raise InputError(f"--config={experiment}: {_said(error)}") from error
+    check_keys(values)
+    config = default()
+    config.update_from_flattened_dict(values | {key: from_text(key, text) for key, text in changes.items()})
+    check(config)
+    return config.lock()
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, KeyError) and error.args == ("get_config",):
+        return "has no function get_config"
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _words(arguments: list[str]) -> list[str]:
+    """Reads the flags; what is left. Raises InputError, for a flag that is there twice too."""
+    for name in flags.FLAGS:
+        flags.FLAGS[name].allow_overwrite = False
+    try:
+        return flags.FLAGS([sys.argv[0], *arguments])[1:]
+    except (flags.Error, UnicodeError) as error:
+        raise InputError(str(error)) from error
 
 
 def _exit_with(status: Callable[[], int]) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text of the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(status())
+        code = status()
+        sys.stdout.flush()
+        sys.exit(code)
     except InputError as error:
         _fail(str(error))
+    except BrokenPipeError:  # whoever read the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
-        if error.errno is None:
+        where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        _fail(f"{where or 'reading or writing'}: {error.strerror or first_line(error)}")
+    except UnicodeError as error:
+        _fail(f"text that cannot be read or written: {first_line(error)}")
+    except MemoryError as error:
+        _fail(f"out of memory: {first_line(error)}", status=1)
+    except RuntimeError as error:  # of XLA, on any device
+        if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        _fail(f"{error.filename or 'writing'}: {os.strerror(error.errno)}")
+        _fail(f"out of memory: {first_line(error)}", status=1)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _read_config(argv: list[str], holder) -> ConfigDict:
-    """The config file with the command line's changes; a file may change defaults, not add or lose keys."""
-    known = flatten(default())
-    for argument in argv[1:]:
-        if argument.startswith("--config."):
-            _check_key(argument.removeprefix("--config.").partition("=")[0], known)
-        file = argument.removeprefix("--config=").partition(":")[0]
-        if argument.startswith("--config=") and not Path(file).is_file():
-            raise InputError(f"--config={file}: there is no such file")
-    try:
-        flags.FLAGS(argv)
-        config = holder.value
-        found = flatten(config)
-    except Exception as error:  # absl, ml_collections and the config file raise many kinds
-        raise InputError(_flag_error(error)) from error
-    for key in found:
-        _check_key(key, known)
-    for key in known:
-        if key not in found:
-            raise InputError(f"config: missing key {key}; start from jaxlab.config.default()")
-    return config
-
-
-def _check_key(key: str, known: dict) -> None:
-    if key not in known:
-        near = max(known, key=lambda k: difflib.SequenceMatcher(None, key, k).ratio())
-        raise InputError(f"config: unknown key {key}; the nearest is {near}")
-
-
-def _flag_error(error: Exception) -> str:
-    if isinstance(error, flags.Error):
-        return re.sub(r"Error whilst parsing config file:.*\n(?=\S)", "", str(error).rstrip(), flags=re.DOTALL)
-    return f"--config: {type(error).__name__}: {error}"
-
-
-def _fail(message: str) -> None:
+def _fail(message: str, status: int = 2) -> None:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)

@@ -5,6 +5,8 @@ from ml_collections import ConfigDict
 
 from jaxlab.config import (
     CHOICES,
+    MOST,
+    NEEDS,
     NOT_NEGATIVE,
     POSITIVE,
     RESUMABLE,
@@ -13,6 +15,7 @@ from jaxlab.config import (
     default,
     differences,
     flatten,
+    from_text,
     get,
 )
 from jaxlab.model.families import ARCHITECTURES
@@ -49,7 +52,7 @@ def test_the_defaults_pass():
 
 def test_every_rule_is_about_an_existing_key():
     keys = flatten(default())
-    assert keys.keys() >= CHOICES.keys() | {*POSITIVE, *NOT_NEGATIVE}
+    assert keys.keys() >= CHOICES.keys() | {*POSITIVE, *NOT_NEGATIVE, *MOST, *NEEDS} | {k for k, _ in NEEDS.values()}
     for key in RESUMABLE:
         assert key in keys or isinstance(get(default(), key), ConfigDict)
 
@@ -57,7 +60,7 @@ def test_every_rule_is_about_an_existing_key():
 def test_every_number_has_a_rule_or_is_free_to_be_anything():
     numbers = {k for k, v in flatten(default()).items() if isinstance(v, int | float) and not isinstance(v, bool)}
     unchecked = numbers - {*POSITIVE, *NOT_NEGATIVE, *FRACTIONS, "diloco.mix", "model.mix_fraction"}
-    assert unchecked == {"mesh.data", "model.norm_eps", "model.rope_theta"}
+    assert unchecked == {"mesh.data"}  # -1 or a number of devices (parallel.mesh)
 
 
 @pytest.mark.parametrize("key", CHOICES)
@@ -87,9 +90,81 @@ def test_not_negative(key):
 
 @pytest.mark.parametrize("key", FRACTIONS)
 def test_fractions(key):
-    for value in (-0.1, 1.0):
+    for value in (-0.1, 1.0, 1 - 1e-9):  # the last is 1 in float32
         assert message({key: value}) == f"{key}={value}: must be in [0, 1)"
     check(changed({key: 0.0}))
+
+
+@pytest.mark.parametrize("key", MOST)
+def test_sizes_fit_an_index(key):
+    assert message({key: MOST[key] + 1}) == f"{key}={MOST[key] + 1}: must be at most {MOST[key]}"
+
+
+def test_the_largest_that_int32_and_uint32_hold():
+    check(changed({"model.vocab_size": 2_147_483_647, "seed": 4_294_967_295}))
+    assert message({"model.vocab_size": 2_147_483_648}) == "model.vocab_size=2147483648: must be at most 2147483647"
+    assert message({"seed": 4_294_967_296}) == "seed=4294967296: must be at most 4294967295"
+
+
+def of_another_kind(**values) -> ConfigDict:
+    """The defaults with values as a config file may set them that goes around the types."""
+    c = default()
+    with c.ignore_type():
+        c.update_from_flattened_dict({key.replace("__", "."): value for key, value in values.items()})
+    return c
+
+
+@pytest.mark.parametrize("key", flatten(default()))
+def test_every_key_has_one_kind(key):
+    """Whatever is in a config file: nothing, other kinds, and of numbers those that no array holds."""
+    standard = get(default(), key)
+    wrong = {
+        bool: (1, 0.0, "True", "banana"),
+        int: (True, 1.0, "1", 2**63, -(2**63) - 1),
+        float: ("0.1", float("nan"), float("inf"), -float("inf"), 1e39, 1e-39, 10**40),
+        str: (1, True, b"news", "a\0b", "\ud800"),
+    }[type(standard)]
+    for value in (None, [standard], {"a": standard}, *wrong):
+        c = of_another_kind(**{key: value})
+        with pytest.raises(InputError, match=f"(?s)^(config: .* key )?{key}(=.*: must be |.a;|;)"):
+            check(c)
+
+
+def test_a_whole_number_is_a_number():
+    check(of_another_kind(schedule__peak_lr=1, model__rope_theta=100))
+
+
+@pytest.mark.parametrize(
+    ("key", "texts"),
+    [
+        ("mesh.fsdp", {"true": True, "True": True, "1": True, "false": False, "FALSE": False, "0": False}),
+        ("seed", {"7": 7, "-1": -1, "1_000": 1_000}),
+        ("schedule.peak_lr", {"1": 1.0, "1e-3": 1e-3}),
+        ("data.source", {"files:[a-z]*.txt": "files:[a-z]*.txt", "": "", "None": "None"}),
+    ],
+)
+def test_values_from_text(key, texts):
+    for text, value in texts.items():
+        assert from_text(key, text) == value
+        assert type(from_text(key, text)) is type(get(default(), key))
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "wanted"),
+    [
+        *(("mesh.fsdp", text, "true or false") for text in ("banana", "maybe", "yes", "t", "2", "", "None")),
+        *(("tokens", text, "a whole number") for text in ("many", "1e6", "1.0", "", "None", "True", "9" * 5_000)),
+        *(("schedule.peak_lr", text, "a finite number") for text in ("high", "", "1,0")),
+    ],
+)
+def test_text_that_is_no_value(key, text, wanted):
+    with pytest.raises(InputError, match=f"^{key}={text}: must be {wanted}$"):
+        from_text(key, text)
+
+
+def test_an_unknown_key_is_named_with_the_nearest():
+    with pytest.raises(InputError, match=r"unknown key optim\.weightdecay; the nearest is optim\.weight_decay"):
+        from_text("optim.weightdecay", "3")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +173,7 @@ def test_fractions(key):
         ({"model.d_model": 130}, "model.d_model=130: must be divisible by model.num_heads=4"),
         ({"model.num_kv_heads": 3}, "model.num_heads=4: must be divisible by model.num_kv_heads=3"),
         ({"model.head_dim": 33}, "model.head_dim=33: must be even with rotary positions"),
-        ({"model.mix_fraction": -0.1}, "model.mix_fraction=-0.1: must be in [0, 1]"),
+        ({"model.norm_placement": "mix", "model.mix_fraction": -0.1}, "model.mix_fraction=-0.1: must be in [0, 1]"),
         (
             {"model.layer_d_ff": "64,64,64,0", "model.num_layers": 4},
             "model.layer_d_ff=64,64,64,0: must be 4 whole numbers above 0, one a layer",
@@ -118,9 +193,26 @@ def test_fractions(key):
         ({"schedule.name": "wsd"}, "schedule.decay_tokens=0: wsd needs the length of its decay"),
         ({"diloco.mix": 1.1}, "diloco.mix=1.1: must be in [0, 1]"),
         ({"diloco.mix": -0.1}, "diloco.mix=-0.1: must be in [0, 1]"),
-        ({"diloco.overlap": 1}, "diloco.overlap=1: needs diloco.sync_every above 0"),
-        ({"diloco.fragments": 2}, "diloco.fragments=2: needs diloco.sync_every above 0"),
-        ({"diloco.eager": True}, "diloco.eager=True: needs diloco.sync_every above 0"),
+        ({"diloco.overlap": 1}, "diloco.overlap=1: does nothing unless diloco.sync_every is other than 0"),
+        ({"diloco.fragments": 2}, "diloco.fragments=2: does nothing unless diloco.sync_every is other than 0"),
+        ({"diloco.eager": True}, "diloco.eager=True: does nothing unless diloco.sync_every is other than 0"),
+        ({"diloco.codec": "int8"}, "diloco.codec=int8: does nothing unless diloco.sync_every is other than 0"),
+        ({"batch.lr_rule": "sqrt"}, "batch.lr_rule=sqrt: does nothing unless batch.growth is other than ''"),
+        ({"model.balance_loss": 0.1}, "model.balance_loss=0.1: does nothing unless model.num_experts is other than 0"),
+        ({"model.mix_fraction": 0.5}, "model.mix_fraction=0.5: does nothing unless model.norm_placement is mix"),
+        (
+            {"model.rope_theta": 1e6, "model.positions": "learned"},
+            "model.rope_theta=1000000.0: does nothing unless model.positions is rotary",
+        ),
+        ({"schedule.decay_tokens": 9}, "schedule.decay_tokens=9: does nothing unless schedule.name is wsd"),
+        (
+            {"schedule.decay_shape": "1-sqrt"},
+            "schedule.decay_shape=1-sqrt: does nothing unless schedule.name is wsd or constant",
+        ),
+        (
+            {"model.layer_d_ff": "64,9999999999", "model.num_layers": 2},
+            "model.layer_d_ff=64,9999999999: must be 2 whole numbers above 0, one a layer",
+        ),
         (ROUNDS | {"diloco.overlap": 8}, "diloco.overlap=8: must be below diloco.sync_every=8"),
         (
             ROUNDS | {"diloco.fragments": 5},
@@ -135,7 +227,7 @@ def test_fractions(key):
             "diloco.eager=True: takes overlap=0, mix=0 and average=mean",
         ),
         (
-            {"schedule.warmup_tokens": 1_500_000, "schedule.decay_tokens": 600_000},
+            {"schedule.name": "wsd", "schedule.warmup_tokens": 1_500_000, "schedule.decay_tokens": 600_000},
             "schedule.warmup_tokens=1500000 + decay_tokens=600000: more than the run's tokens=2000000",
         ),
     ],

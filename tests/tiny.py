@@ -24,7 +24,7 @@ def get_config():
 """
 SMALL = {
     "tokens": 16_384,
-    "data.tokenizer": "bytes",
+    "data.tokenizer": "bytes", "data.validation_fraction": 0.05,
     "model.context": 64, "model.num_layers": 2, "model.d_model": 32, "model.num_heads": 2, "model.num_kv_heads": 2,
     "model.head_dim": 16, "model.d_ff": 64,
     "batch.tokens": 512, "batch.context": 64, "schedule.warmup_tokens": 2_048,

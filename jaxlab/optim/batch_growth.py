@@ -7,7 +7,7 @@ and a step takes the size at the token where it starts, so that a run resumes fr
 
 import math
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ CURVE = re.compile(r"\s*curve:([^\s,]+),([^\s,]+),([^\s,]+)\s+every\s+(\S+)(?:\s
 SEESAW = re.compile(r"\s*seesaw:(\S+)(?:\s+most\s+(\S+))?\s*")
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 WORD = 2**32
+MOST = 10_000  # stages: each may be a compilation, and all are looked at in every step
 
 
 def from_text(
@@ -79,7 +80,7 @@ def sizes(text: str | int) -> dict[int, int]:
 def count(text: str) -> int:
     """An exact number of tokens, as in `500_000`, `2.5Mi` or `125B`."""
     match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)([A-Za-z]*)", text)
-    if match and match[2] in UNITS:
+    if match and match[2] in UNITS and len(text) <= 40:
         value = Fraction(match[1]) * UNITS[match[2]]
         if value.denominator == 1:
             return int(value)
@@ -87,9 +88,11 @@ def count(text: str) -> int:
 
 
 def checked(stages: dict[int, int]) -> dict[int, int]:
-    """The stages in order; InputError unless they start at 0 and every size is 1 to 2^31 - 1."""
+    """The stages in order; InputError unless they start at 0, are at most MOST and every size is 1 to 2^31 - 1."""
     if not stages or min(stages) != 0:
         raise InputError(f"batch sizes {stages}: the first stage must start at 0 tokens")
+    if len(stages) > MOST:
+        raise InputError(f"{len(stages):,} stages: must be at most {MOST:,}")
     for tokens, size in stages.items():
         if not 1 <= size < 2**31:
             raise InputError(f"batch size {size} from {tokens} tokens: must be 1 to 2^31 - 1")
@@ -107,6 +110,8 @@ def from_curve(
         raise InputError(f"momentum={momentum}: must be above 0, up to 1")
     if every < 1:
         raise InputError(f"every={every}: must be at least 1 token")
+    if every * MOST < until:
+        raise InputError(f"every={every}: must be at least {-(-until // MOST)} for {MOST:,} stages in {until} tokens")
     size = f(every) if first is None else first
     stages = {0: size}
     for tokens in range(every, until, every):
@@ -135,7 +140,8 @@ def rounded(stages: dict[int, int], unit: int) -> dict[int, int]:
 
 def size_at(stages: dict[int, int], tokens: int) -> int:
     """The batch size of a step that starts at `tokens`."""
-    return stages[max(start for start in stages if start <= tokens)]
+    starts = sorted(stages)
+    return stages[starts[bisect_right(starts, tokens) - 1]]
 
 
 class Stage(NamedTuple):
@@ -208,12 +214,12 @@ def seesaw(
     another `drop` = a, the batch grows by a and the learning rate falls by sqrt(a): LR / sqrt(B) is the base schedule's
     in steps of a. Sizes are multiples of `unit`, up to `most` (the critical batch), where LR goes on falling by a;
     factors are those of the sizes after rounding. Ends where a batch no longer fits before `until`.
-    Raises InputError unless 1 < drop < inf.
+    Raises InputError unless 1 < drop < inf, and for a drop so small that there are more than MOST stages.
     """
     if not 1 < drop < math.inf:
         raise InputError(f"drop={drop}: the learning rate must fall by a factor above 1")
     stages, scale, level, tokens = {0: first}, {0: 1.0}, 1.0, start
-    while True:
+    for _ in range(MOST):
         level /= drop
         wanted = level * fraction(start)
         tokens += bisect_left(range(tokens, until), -wanted, key=lambda t: -fraction(t))
@@ -221,6 +227,7 @@ def seesaw(
         if tokens + size > until:
             return stages, scale
         stages[tokens], scale[tokens] = size, level * math.sqrt(size / first)
+    raise InputError(f"drop={drop}: must be larger, for at most {MOST:,} stages")
 
 
 class Accumulation(NamedTuple):

@@ -96,7 +96,7 @@ def events(step: int, *, sync_every: int, fragments: int, overlap: int = 0, last
         raise ValueError(f"fragments={fragments}: must be 1 to sync_every={sync_every}")
     if not 0 <= overlap < sync_every:
         raise ValueError(f"overlap={overlap}: must be 0 or more steps, and below sync_every={sync_every}")
-    sent = range(step - overlap, step if last else step - overlap + 1) if overlap else ()
+    sent = range(max(step - overlap, sync_every), step if last else step - overlap + 1) if overlap else ()
     arriving = [("receive", p) for s in sent for p in due(s, sync_every, fragments)]
     leaving = range(fragments) if last else due(step, sync_every, fragments)
     return arriving + [("send" if overlap and not last else "sync", p) for p in leaving]

@@ -148,7 +148,7 @@ def changed(operand: Operand, text: str, name: str = "operand") -> Operand:
         key = key or "format"
         if key not in kinds:
             raise InputError(f"{name}={text!r}: {key} must be one of {', '.join(kinds)}")
-        if kinds[key] is int and not value.isdecimal():
+        if kinds[key] is int and not (value.isdecimal() and len(value) < 10):
             raise InputError(f"{name}={text!r}: {key} must be a whole number, 0 or above")
         found[key] = int(value) if kinds[key] is int else None if value == "none" else value
     try:
@@ -168,8 +168,8 @@ def stages(text: str, start: Recipe) -> dict[int, Recipe]:
         begins = [float(tokens) for tokens, _ in parts]
     except ValueError:
         raise InputError(f"stages={text!r}: must read like 0:e2m1/400000:e4m3/8e5:none, TOKENS:CHANGES") from None
-    if begins[0] != 0 or sorted(set(begins)) != begins:
-        raise InputError(f"stages={text!r}: tokens must start at 0 and grow")
+    if begins[0] != 0 or sorted(set(begins)) != begins or any(begin % 1 for begin in begins):
+        raise InputError(f"stages={text!r}: tokens must start at 0 and grow, in whole numbers")
     cast = [p for p in OPERANDS if getattr(start, p).format]
     recipes = [replace(start, **{p: changed(getattr(start, p), c, "stages") for p in cast}) for _, c in parts]
     return {int(tokens): rule for tokens, rule in zip(begins, recipes, strict=True)}

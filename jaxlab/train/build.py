@@ -2,6 +2,7 @@
 known."""
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -72,8 +73,15 @@ class Run:
         """(n, M, k, b, L+1) of what is compiled for a batch: for all that are micro-batches of one size it is the same,
         k of the largest."""
         n, replicas, _, *micro = self.program.shape(batch)
-        shapes = (self.program.shape(other) for other in self.batches.values())
-        return n, replicas, max(k for _, _, k, *other in shapes if other == micro), *micro
+        return n, replicas, self._most[tuple(micro)], *micro
+
+    @cached_property
+    def _most(self) -> dict[tuple[int, int], int]:
+        """{(b, L+1): k of the largest batch}."""
+        most = {}
+        for _, _, k, *micro in map(self.program.shape, self.batches.values()):
+            most[tuple(micro)] = max(k, most.get(tuple(micro), 0))
+        return most
 
     @cached_property
     def _order(self) -> Callable[[int], Sequences]:
@@ -182,6 +190,7 @@ def build(config: ConfigDict, compiled: Program | None = None) -> Run:
     store = open_store(config.data.store)
     _check_store(config, store)
     e, data, vocab_size = config.evaluate, config.data, vocabulary(config, store)
+    _check_memory(config, mesh, vocab_size)
     serves = compiled is not None and compiled.serves(config, vocab_size)
     return Run(
         config=config,
@@ -228,9 +237,9 @@ def batches(config: ConfigDict, mesh: Mesh) -> dict[int, Batch]:
     b, replicas = config.batch, config.replicas
     share = mesh.shape["data"] * (1 if replicas > 1 else mesh.shape["replica"])
     wanted, contexts = stages(config), _named(b, "context_growth", lambda: sizes(b.context_growth or b.context))
-    found = {}
+    found, size, context = {}, 0, 0
     for start in sorted({*wanted, *contexts}):
-        size, context = size_at(wanted, start), size_at(contexts, start)
+        size, context = wanted.get(start, size), contexts.get(start, context)
         check_context(config, context)
         micro = b.micro_tokens or context * share
         if micro % (context * share):
@@ -246,6 +255,9 @@ def batches(config: ConfigDict, mesh: Mesh) -> dict[int, Batch]:
         )
     if found[0].tokens > config.tokens:
         raise InputError(f"tokens={config.tokens}: less than the first batch, {found[0].tokens}")
+    n, largest = config.compute.steps_per_call, max(size for size, _ in found.values())
+    if n > (most := (2**31 - 1) // largest):
+        raise InputError(f"compute.steps_per_call={n}: must be at most {most} with batches of {largest} tokens")
     return found
 
 
@@ -271,8 +283,22 @@ def _named(b: ConfigDict, key: str, read: Callable[[], dict[int, int]]) -> dict[
 
 
 def _check_store(config: ConfigDict, store: TokenStore) -> None:
-    for key in ("source", "tokenizer"):
-        if config.data[key] != store.meta[key]:
-            raise InputError(
-                f"data.{key}={config.data[key]}: the store {config.data.store} was made with {store.meta[key]}"
-            )
+    for key in ("source", "tokenizer", "validation_fraction"):
+        made = store.meta.get(key, config.data[key])  # stores of old versions do not say all
+        if config.data[key] != made:
+            raise InputError(f"data.{key}={config.data[key]}: the store {config.data.store} was made with {made}")
+
+
+def _check_memory(config: ConfigDict, mesh: Mesh, vocab_size: int) -> None:
+    """InputError where parameters and optimiser state alone, float32, are more than all devices hold."""
+    count = parameters(ConfigDict(config.model.to_dict() | {"vocab_size": vocab_size}))["total"]
+    needed, device = 3 * 4 * count * config.replicas, jax.local_devices()[0]
+    if device.platform == "cpu":
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * jax.process_count()
+    else:
+        there = (device.memory_stats() or {}).get("bytes_limit", math.inf) * mesh.size
+    if needed > there:
+        raise InputError(
+            f"model: {count:,} parameters x replicas={config.replicas} take {needed / 1e9:,.0f} GB with the state of "
+            f"the optimiser, and the devices have {there / 1e9:,.0f} GB"
+        )

@@ -1,6 +1,7 @@
 """Which steps a run takes: batch size and hyper-parameters as functions of tokens, on the host, in exact integers."""
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from jaxlab.train.state import Clock
@@ -47,6 +48,8 @@ def calls(
     is due after that step, counted from 1; a call ends where something is. last: no step follows.
     """
 
+    changes = sorted(changes)
+
     def fits(tokens):
         return tokens + batch_at(tokens).tokens <= total_tokens
 
@@ -56,7 +59,7 @@ def calls(
         while count < steps_per_call and batch_at(tokens) == batch and fits(tokens):
             before, count, tokens = tokens, count + 1, tokens + batch.tokens
             due = events(clock.steps + count, not fits(tokens))
-            if due or any(crossed(before, tokens, n) for n in stops) or any(before < at <= tokens for at in changes):
+            if due or any(crossed(before, tokens, n) for n in stops) or reached(before, tokens, changes):
                 break
         values = [hypers(clock.tokens + (i + 0.5) * batch.tokens, batch.tokens) for i in range(count)]
         end = Clock(tokens, clock.steps + count)
@@ -67,3 +70,8 @@ def calls(
 def crossed(before: int, after: int, every: int) -> bool:
     """Whether a multiple of `every` tokens lies in (before, after]; never if every is 0."""
     return every > 0 and after // every > before // every
+
+
+def reached(before: int, after: int, points: Sequence[int]) -> bool:
+    """Whether one of `points`, in order, lies in (before, after]."""
+    return bisect_right(points, before) < bisect_right(points, after)

@@ -33,7 +33,7 @@ def probes(run: Run) -> list[Probe]:
         due = partial(crossed, every=e.tasks_every_tokens)
         found.append(Probe("tasks", due, partial(_scores, run), partial(_say_scores, run.tasks)))
     if run.config.spectra.at:
-        found.append(Probe("spectra", run.spectra_times.due, run.spectra, spectra.remarks))
+        found.append(Probe("spectra", run.spectra_times.due, run.spectra, spectra.Watch()))
     return found
 
 

@@ -36,6 +36,8 @@ HOST_KEYS = (
     "optim.decay", "diloco.outer_lr", "evaluate", "checkpoint", "log", "spectra",
 )  # fmt: skip
 
+STAGES = 100  # of casts: one compilation each
+
 
 @dataclass(frozen=True)
 class Program:
@@ -195,7 +197,15 @@ def _program(config: ConfigDict, mesh: Mesh, vocab_size: int, rule: Recipe, late
 def recipes(q: ConfigDict) -> dict[int, Recipe]:
     """{tokens: recipe from then on}, from 0, by `config.quant`. Raises InputError."""
     with _keys_of("quant"):
-        return stages(q.stages, recipe(q.recipe, q.cast, **{p: q[p] for p in OPERANDS}))
+        first = recipe(q.recipe, q.cast, **{p: q[p] for p in OPERANDS})
+        for key, start in (("cast", recipe(q.recipe)), ("stages", first)):
+            if q[key] and not any(getattr(start, p).format for p in OPERANDS):
+                raise InputError(f"{key}={q[key]!r}: changes nothing, since recipe={q.recipe} casts no operand")
+        if q.stages.count("/") >= STAGES:
+            raise InputError(f"stages={q.stages[:40]!r}: must be at most {STAGES} stages, each a compilation")
+        if q.fp8 == "native" and not first.casts:
+            raise InputError(f"fp8=native: does nothing, since recipe={q.recipe} casts no operand")
+        return stages(q.stages, first)
 
 
 def product(rule: Recipe, fp8: str, mesh: Mesh) -> Callable:

@@ -1,34 +1,32 @@
 """What a run says about itself: its size, cost and place before it compiles, the figure when it ends."""
 
-from collections import deque
 from pathlib import Path
 
 import numpy as np
 
 from jaxlab.cost import flops
 from jaxlab.model.families import parameters
-from jaxlab.optim.batch_growth import size_at
+from jaxlab.optim.batch_growth import size_at, walk
 from jaxlab.quant.dot import arithmetic
 from jaxlab.quant.recipes import OPERANDS
 from jaxlab.train.build import Run, stages
 from jaxlab.train.program import recipes
-from jaxlab.train.state import Clock
 
 
 def header(run: Run, peak: float | None, peak_source: str) -> list[str]:
     """Lines for a person: model, training, batch, devices, compute."""
     c, m, mesh = run.config, run.program.model.c, run.program.mesh
     count = parameters(m)
-    end = deque(run.calls(Clock()), maxlen=1)[0].end
+    taken = walk({start: size.tokens for start, size in run.batches.items()}, c.tokens)
+    tokens, steps = sum(s.size * s.steps for s in taken), sum(s.steps for s in taken)
     devices = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     peak_text = f"{peak / 1e12:,.3g} TFLOP/s ({peak_source})" if peak else peak_source
     active = f", {count['active']:,} active" if m.num_experts else ""
     lines = {
         "model": f"{m.family}, {count['total']:,} parameters ({count['non_embedding']:,} without embeddings{active}), "
         f"{flops.training_per_token(m, c.batch.context) / 1e6:,.1f} MFLOPs a training token",
-        "training": f"{end.tokens:,} tokens in {end.steps:,} steps, {run.train.epochs(end.tokens):.2f} epochs of "
-        f"{c.data.source}",
-        "batch": "; ".join(batch(run, start) for start in run.batches),
+        "training": f"{tokens:,} tokens in {steps:,} steps, {run.train.epochs(tokens):.2f} epochs of {c.data.source}",
+        "batch": batches(run),
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind} (mesh {devices}), peak {peak_text}",
         "compute": f"{run.program.model.dtype}, attention {kernel_name(run)}, "
         f"layers {'scanned' if run.program.model.scan else 'unrolled'}, remat {run.program.model.remat}",
@@ -36,18 +34,23 @@ def header(run: Run, peak: float | None, peak_source: str) -> list[str]:
     if cast := precision(run):
         lines["precision"] = cast
     if run.program.rounds:
-        lines["rounds"] = run.program.rounds.describe(end.steps, c.diloco.outer_lr)
+        lines["rounds"] = run.program.rounds.describe(steps, c.diloco.outer_lr)
     return [f"{name:10s}{text}" for name, text in lines.items()]
 
 
-def batch(run: Run, start: int) -> str:
-    """What a batch is from `start` tokens on."""
-    size = run.batches[start]
-    _, replicas, k, b, _ = run.program.shape(size)
-    text = f"{size.tokens:,} tokens: {replicas} replicas x {k} micro-batches x {b} sequences of {size.context}"
-    wanted = size_at(stages(run.config), start)
-    text += f" ({wanted:,} wanted)" if wanted != size.tokens else ""
-    return f"from {start:,} tokens {text}" if len(run.batches) > 1 else text
+def batches(run: Run) -> str:
+    """What a batch is, from where on; of very many sizes the first and the last ones."""
+    wanted, starts, texts = stages(run.config), list(run.batches), []
+    for start in starts if len(starts) <= 20 else starts[:10] + starts[-10:]:
+        size = run.batches[start]
+        _, replicas, k, b, _ = run.program.shape(size)
+        text = f"{size.tokens:,} tokens: {replicas} replicas x {k} micro-batches x {b} sequences of {size.context}"
+        asked = size_at(wanted, start)
+        text += f" ({asked:,} wanted)" if asked != size.tokens else ""
+        texts.append(f"from {start:,} tokens {text}" if len(starts) > 1 else text)
+    if len(starts) > 20:
+        texts.insert(10, f"... {len(starts) - 20:,} more ...")
+    return "; ".join(texts)
 
 
 def precision(run: Run) -> str:
@@ -101,7 +104,8 @@ def figure(rows: list[dict], path: Path, title: str) -> None:
         f"{scores[-1]:.3f} nats/token\n{held_out[-1]['bits_per_byte']:.2f} bits/byte", (seen[-1], scores[-1]), (0, 24),
         textcoords="offset points", ha="right",
     )  # fmt: skip
-    top.set(ylabel="loss (nats/token)", title=title, xlim=(0, millions[-1] * 1.02), ylim=limits(losses, scores))
+    top.set(ylabel="loss (nats/token)", xlim=(0, millions[-1] * 1.02), ylim=limits(losses, scores))
+    top.set_title(title.encode(errors="backslashreplace").decode(), parse_math=False)  # names of files, as they are
     top.legend(frameon=False)
     bottom.plot(millions, [r["lr"] for r in train], color="0.3")
     bottom.set(xlabel="training tokens (millions)", ylabel="learning rate")

@@ -31,6 +31,8 @@ def test_text():
         ("2Mi 4Mi", "'4Mi' in .* one after the other"),
         ("0:0", "batch size 0 from 0 tokens: must be 1"),
         ("0:2Gi", "batch size 2147483648"),
+        (" ".join(f"{i}:8" for i in range(10_001)), "10,001 stages: must be at most 10,000"),
+        ("0:" + "9" * 5_000, "must be a whole number"),
     ],
 )
 def test_bad_text(text, message):
@@ -85,6 +87,8 @@ def test_the_three_forms():
     line = {"fraction": lambda t: min(t / 200, (1_000 - t) / 800), "start": 200, "parameters": 4}
     stages = growth.from_text("seesaw:2 most 30", until=1_000, first=10, **line)
     assert stages == {0: 10, 600: 20, 800: 30, 900: 30, 950: 30}
+    assert growth.from_text("seesaw:2 most 25", until=1_000, first=10, **line)[975] == 25  # ends where the run does
+    assert growth.from_text("seesaw:2 most 26", until=1_000, first=10, **line).keys() == {0, 600, 800, 900, 950}
     assert read("0:2Mi 1K:4Mi") == {0: 2 * MI, 1_000: 4 * MI}
 
 
@@ -119,6 +123,9 @@ def test_curve_with_momentum():
             growth.from_curve(float, until=400, every=100, **options)
     with pytest.raises(InputError, match="every=0"):
         growth.from_curve(float, until=400, every=0)
+    assert len(growth.from_curve(lambda tokens: 9, until=10**14, every=10**10)) == 10_000
+    with pytest.raises(InputError, match="every=9999999999: must be at least 10000000000 for 10,000 stages in 1000000"):
+        growth.from_curve(lambda tokens: 9, until=10**14, every=10**10 - 1)
 
 
 def test_doubling():
@@ -143,6 +150,8 @@ def test_rules():
     assert found["sqrt"] == pytest.approx(np.sqrt([1, 2, 2.5, 3]))
     assert found["merrill"] == pytest.approx(np.sqrt([1, 2, 2, 2]))
     assert [growth.merrill(8, 1, c) ** 2 for c in (0.5, 1, 3.9, 4, 100)] == pytest.approx([1, 1, 2, 4, 8])
+    assert growth.merrill(1, 4) == 1  # a batch that shrinks keeps its rate
+    assert (growth.sqrt(1, 4), growth.linear(1, 4)) == (0.5, 0.25)
 
 
 def test_seesaw():
@@ -160,5 +169,7 @@ def test_seesaw():
         level = scales[tokens] / math.sqrt(stages[tokens] / first)
         assert level == pytest.approx(base(tokens) / base(total // 10), rel=1e-4)
         assert math.log2(level) == pytest.approx(round(math.log2(level)))
+    with pytest.raises(InputError, match=r"drop=1\.00000001: must be larger, for at most 10,000 stages"):
+        growth.seesaw(base, first=first, until=total, drop=1.00000001)
     with pytest.raises(InputError, match=r"drop=0\.9: .* above 1"):
         growth.seesaw(base, first=first, until=total, drop=0.9)

@@ -88,6 +88,10 @@ def test_the_start_is_corrected():
     average = ns.add(ns.start(), one)
     np.testing.assert_allclose(ns.mean(average), one, rtol=1e-6)
     assert ns.b_simple(average) == pytest.approx(5)
+    two = ns.add(average, ns.Estimate(np.float32(4), np.float32(30)))  # by default the first keeps 99 % of its weight
+    np.testing.assert_allclose(ns.mean(two), (np.array([2, 10]) * 0.99 + np.array([4, 30])) / 1.99, rtol=1e-5)
+    memory = ns.add(average, ns.Estimate(np.float32(4), np.float32(30)), memory=0.5)
+    np.testing.assert_allclose(memory, np.array([2, 10, 1]) * 0.01 * 0.5 + np.array([4, 30, 1]) * 0.5, rtol=1e-5)
     assert ns.add(average, ns.Estimate(np.float32(np.nan), np.float32(1))) == average
     assert np.isnan(ns.b_simple(ns.start()))
     assert np.isnan(ns.b_simple(ns.add(ns.start(), ns.Estimate(np.float32(-1), np.float32(1)))))

@@ -32,7 +32,7 @@ def test_a_branch_is_the_run_that_grows_there(parent, data, tmp_path, times, gro
     """With the learning rate times sqrt 2. Bit for bit: the same tokens, the same parts of a batch."""
     run, workdir = parent
     found = loss(run, workdir, branch(run, 4_096, times, 4_096), 4_096, tmp_path / "branch", QUIET)
-    grown = build(tiny.config(data, **CONSTANT, batch__growth=growth, batch__lr_rule="sqrt"))
+    grown = build(tiny.config(data, **CONSTANT, batch__growth=growth, batch__lr_rule="sqrt" if growth else "kept"))
     assert found == loop.train(grown, tmp_path / "grown", QUIET)["loss"]
     assert tiny.fingerprint(tmp_path / "branch") == tiny.fingerprint(tmp_path / "grown")
     assert loss(run, workdir, branch(run, 4_096, times, 4_096), 4_096, tmp_path / "branch", QUIET) == found

@@ -133,6 +133,20 @@ def test_what_becomes_of_the_rate(data, rule, factors):
     assert (rates[0], rates[2_048], rates[4_096]) == pytest.approx((0.5, 0.5 * factors[0], 0.5 * factors[1]))
 
 
+def test_a_run_of_any_length_is_described_at_once(growing, data):
+    """Of 10^14 tokens in 195 thousand million steps, and of 10,000 sizes."""
+    run = planned(growing, data, batch__growth="", tokens=10**14)
+    assert f"{10**14 // 512 * 512:,} tokens in {10**14 // 512:,} steps" in "".join(report.header(run, None, ""))
+    assert next(run.calls(Clock(512 * 10**11, 10**11))).start.steps == 10**11
+    run = planned(growing, data, batch__growth="curve:1,0.2,0.3 every 10B", tokens=10**14)
+    assert len(run.batches) == 10_000
+    text = "".join(report.header(run, None, ""))
+    assert text.count("sequences of 64") == 20
+    assert "; ... 9,980 more ...; from 99,900,000,000,000 tokens" in text
+    assert run._shape(run.batches[0])[2] == max(batch.tokens for batch in run.batches.values()) // 256
+    assert next(run.calls(Clock())).batch == run.batches[0]
+
+
 def planned(growing, data, **changes):
     """The growing run with other sizes: nothing is compiled."""
     config = tiny.config(data, **GROWING | changes)
@@ -185,6 +199,20 @@ def test_a_decay_that_keeps_its_time_scale(data):
         ({"batch__growth": "curve:1,2 every 2K"}, "batch.growth='curve:1,2 every 2K': 'curve': must be"),
         ({"batch__growth": "seesaw:2"}, "batch.growth='seesaw:2': needs batch.lr_rule=sqrt, which is kept, and a sch"),
         ({"batch__growth": "0:9K"}, "tokens=8192: less than the first batch, 8960"),
+        (
+            {"batch__growth": "curve:1,0.2,0.3 every 1", "tokens": 10**14},
+            "batch.growth='curve:1,0.2,0.3 every 1': every=1: must be at least 10000000000 for 10,000 stages",
+        ),
+        (
+            {"batch__growth": "seesaw:1.00000000001", "batch__lr_rule": "sqrt"},
+            "batch.growth='seesaw:1.00000000001': drop=1.00000000001: must be larger, for at most 10,000 stages",
+        ),
+        (
+            {"batch__growth": " ".join(f"{i}:512" for i in range(10_001))},
+            "10,001 stages: must be at most 10,000",
+        ),
+        ({"batch__context_growth": f"0:{'9' * 5_000}"}, "must be a whole number, as in 500_000 or 125B"),
+        ({"batch__context_growth": f"{'9' * 5_000}:64"}, "must be a whole number, as in 500_000 or 125B"),
         ({"batch__context_growth": "0:64 2K:128"}, "batch.context=128: longer than the model's positions"),
         ({"batch__context_growth": "0:32 2K:48"}, "batch.micro_tokens=256: must be whole sequences of 48"),
     ],

@@ -6,8 +6,8 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlab.optim.batch_growth import size_at
-from jaxlab.train.plan import Batch, calls, crossed
+from jaxlab.optim.batch_growth import size_at, walk
+from jaxlab.train.plan import Batch, calls, crossed, reached
 from jaxlab.train.state import Clock
 
 FAR = 2**31 + 11  # beyond a 32-bit position, in tokens and, with a context of 1, in sequences
@@ -110,3 +110,21 @@ def test_resumed_at_the_end_of_any_call_the_rest_is_the_same(plan, data):
 def test_crossed(before, by, every):
     multiples = [t for t in range(before + 1, before + by + 1) if every and t % every == 0]
     assert crossed(before, before + by, every) == bool(multiples)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 60), st.integers(0, 60), st.lists(st.integers(0, 130)))
+def test_reached(before, by, points):
+    assert reached(before, before + by, sorted(points)) == any(p in points for p in range(before + 1, before + by + 1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(plans())
+def test_steps_are_counted_without_taking_them(plan):
+    """What the header says of a run before it starts."""
+    plan |= {"clock": Clock()}
+    sizes = {tokens: batch.tokens for tokens, batch in plan["batch_at"].args[0].items()}
+    if plan["total_tokens"] < FAR:
+        end = ([Clock()] + [call.end for call in calls(**plan)])[-1]
+        taken = walk(sizes, plan["total_tokens"])
+        assert end == (sum(s.steps * s.size for s in taken), sum(s.steps for s in taken))

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlab.config import InputError
+from jaxlab.config import InputError, default
 from jaxlab.train.build import build
+from jaxlab.train.program import recipes
 from jaxlab.train.report import precision
 from jaxlab.train.state import Clock
 from tests import tiny
@@ -44,6 +45,14 @@ def test_stages_change_the_arithmetic_where_they_say_and_nothing_else(data):
     assert said.endswith("from 2,048 tokens none")
 
 
+def test_single_operands_may_be_cast_without_a_recipe():
+    q = default().quant
+    q.update(P1="e4m3", stages="0:e2m1/500:e4m3,block=8")
+    stages = recipes(q)
+    assert {tokens: str(rule.P1) for tokens, rule in stages.items()} == {0: "e2m1/0", 500: "e4m3/8"}
+    assert all(rule.P2.format == "" for rule in stages.values())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -53,6 +62,20 @@ def test_stages_change_the_arithmetic_where_they_say_and_nothing_else(data):
         ({"quant__recipe": "all", "quant__stages": "5:e2m1"}, "quant.stages='5:e2m1': tokens must start at 0 and grow"),
         ({"quant__recipe": "mxfp8", "quant__fp8": "native"}, "quant.fp8=native: FP8 products must have an NVIDIA GPU"),
         ({"quant__recipe": "mxfp8", "quant__fp8": "yes"}, "quant.fp8='yes': must be one of auto, native, simulated"),
+        ({"quant__fp8": "garbage"}, "quant.fp8='garbage': must be one of auto, native, simulated"),
+        ({"quant__fp8": "native"}, "quant.fp8=native: does nothing, since recipe=none casts no operand"),
+        ({"quant__cast": "garbage"}, "quant.cast='garbage': changes nothing, since recipe=none casts no operand"),
+        ({"quant__cast": "e2m1", "quant__P1": "e4m3"}, "quant.cast='e2m1': changes nothing, since recipe=none"),
+        ({"quant__stages": "0:garbage"}, "quant.stages='0:garbage': changes nothing, since recipe=none"),
+        ({"quant__P1": "e4m3", "quant__stages": "0:garbage"}, "quant.stages='garbage'"),
+        ({"quant__recipe": "all", "quant__stages": "0:e2m1/inf:none"}, "must start at 0 and grow, in whole numbers"),
+        ({"quant__recipe": "all", "quant__stages": "0:e2m1/0.5:none"}, "must start at 0 and grow, in whole numbers"),
+        ({"quant__recipe": "all", "quant__stages": "0:e2m1/nan:none"}, "must start at 0 and grow, in whole numbers"),
+        (
+            {"quant__recipe": "all", "quant__stages": "/".join(f"{i}:e2m1" for i in range(101))},
+            "quant.stages='0:e2m1/1:e2m1/2:e2m1/3:e2m1/4:e2m1/5:e2m': must be at most 100 stages",
+        ),
+        ({"quant__recipe": "all", "quant__cast": f"block={'9' * 5_000}"}, "block must be a whole number"),
     ],
 )
 def test_bad_input(data, changes, message):

@@ -200,6 +200,14 @@ def test_signal_and_noise_are_those_of_the_micro_batches():
     np.testing.assert_allclose(metrics["signal"], large - noise / counts.sum(), rtol=1e-4)
 
 
+def test_one_micro_batch_tells_no_noise():
+    tokens = batches(1, 1, 4, 2)
+    tokens[0, 0, 1:] = -1
+    _, metrics = run(start(), tokens, hypers(1))
+    assert metrics["loss"] > 0
+    assert metrics["signal"] == metrics["noise"] == 0
+
+
 def test_replicas_do_not_see_each_other():
     tokens, rates = batches(1, 2, 2, 2), hypers(1)
     pair, metrics = run(start(2), tokens, rates)
