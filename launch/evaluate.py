@@ -102,7 +102,7 @@ def key(model: dict, item) -> str:
 @contextmanager
 def progress(console, name: str, total: int):
     """Gives show(done), which moves a bar; without a terminal, prints a line now and then."""
-    columns = (TextColumn(f"{name:14s}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(f"{name:14s}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     last = time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=total)

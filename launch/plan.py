@@ -72,7 +72,7 @@ def main(words: list[str], console: Console) -> int:
         if flag.present and flag.name not in takes:
             raise InputError(f"--{flag.name}: {words[0]} takes --{', --'.join(takes)}")
     table = plan(**{flag.name: flag.value for flag in FLAGS if flag.name in takes})
-    Console(width=max(console.width, WIDTH)).print(table)
+    entry.console(width=max(console.width, WIDTH)).print(table)
     return 0
 
 

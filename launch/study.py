@@ -28,7 +28,7 @@ WIDE = 10_000  # characters: a pipe or a file has tables whole
 
 
 def main(words: list[str], console: Console) -> int:
-    console = console if console.is_terminal else Console(width=WIDE)
+    console = console if console.is_terminal else entry.console(width=WIDE)
     actions = {"run": run, "list": show, "report": report}
     if len(words) != 1 or words[0] not in actions:
         raise InputError(f"{' '.join(words) or 'no action'}: say one of {', '.join(actions)}")

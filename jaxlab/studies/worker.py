@@ -196,7 +196,7 @@ def _train(study: Study, trials: list[Trial], program) -> tuple:
         for trial, folder in zip(trials, folders, strict=True):
             with _failure_noted(folder):
                 file = logs.enter_context((folder / "log.txt").open("a", encoding="utf-8"))
-                runs.append((build(trial.config, program), folder, Console(file=file, width=120)))
+                runs.append((build(trial.config, program), folder, Console(file=file, width=120, markup=False)))
                 program = runs[-1][0].program
         if len(runs) > 1 and all(alike(run, runs[0][0]) for run, *_ in runs) and in_step([f for _, f, _ in runs]):
             with _failure_noted(*folders):
