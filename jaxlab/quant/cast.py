@@ -14,6 +14,7 @@ ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero", "stochastic")
 SCALES = ("float32", "power_of_two", "e4m3", None)
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 TINY = 2.0**-126  # float32's smallest normal number
+HUGE = float(np.finfo(np.float32).max) * (1 - 2.0**-23)  # what is rounded may not become an inf
 SMALLEST, INF, NAN = (int(np.float32(x).view(np.int32)) for x in (TINY, np.inf, np.nan))  # as bits
 FRACTION = 0x7FFFFF
 E4M3 = parse("e4m3fn")  # of NVFP4's block scales
@@ -55,7 +56,7 @@ def quantise(x, format, *, axis=-1, block=None, scale="float32", rounding="neare
     blocks = full.reshape([d for n, b in zip(full.shape, sizes, strict=True) for d in (n // b, b)])
     s = _scale(_absmax(blocks), format, scale)
     q = round_to(blocks * s, format, rounding, key)
-    inverse = jnp.broadcast_to(1 / s, q.shape)
+    inverse = jnp.broadcast_to(jnp.minimum(1 / s, HUGE / format.max), q.shape)
     return tuple(y.reshape(full.shape)[tuple(map(slice, x.shape))] for y in (q, inverse))
 
 
@@ -125,7 +126,7 @@ def _scale(absmax, format: Format | Grid, scale: str):
     elif scale == "power_of_two":
         bits = (127 - jnp.clip((absmax >> 23) - (most >> 23), -126, 126)) << 23
     else:
-        top, eight = jnp.max(absmax), jnp.float32(E4M3.max)
+        top, eight = jnp.max(absmax, initial=0), jnp.float32(E4M3.max)
         least = _bits(format.max * eight) - (117 << 23)  # below it S would be past 2^126
         whole = _float(_quotient(_bits(eight), jnp.maximum(top, least)))
         kept = jnp.maximum(round_to(_float(absmax) * whole, E4M3), E4M3.smallest_subnormal)

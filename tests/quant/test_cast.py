@@ -131,6 +131,39 @@ def test_blocks_of_zeros_nan_and_inf(scale):
     np.testing.assert_array_equal(bad.any(-1), spoilt)
 
 
+def test_nothing_in_nothing_out():
+    for shape in ((0, 8), (4, 0), (0,)):
+        for scale in SCALES:
+            assert cast(np.zeros(shape, np.float32), "e2m1", block=4, scale=scale).shape == shape
+
+
+@pytest.mark.parametrize("name", ["e1m1", "e2m1", "e3m4ieee", "e4m3fn", "e5m10ieee"])
+def test_the_largest_and_smallest_numbers(name):
+    """float32's largest stays finite and within 2^-22 where S is normal, else saturates; its smallest normal comes back
+    exactly, the power of two of max's."""
+    f, top = parse(name), np.finfo(np.float32)
+    x = np.float32([[top.max, -top.max], [top.tiny * f.max, top.tiny], [2.0**126, 0]])
+    got = np.asarray(jitted(x, f))
+    largest = min(float(top.max), f.max * 2.0**126)
+    np.testing.assert_allclose(got[0], [largest, -largest], rtol=2**-22)
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got[1, 0], top.tiny * f.max, rtol=2**-23)
+    np.testing.assert_allclose(got[2], [2.0**126, 0], rtol=2**-22)
+
+
+def test_powers_of_two_by_hand():
+    """E2M1 has emax 2 (OCP MX). absmax 2^-122: S = 2^124, so 2^-122 is 4, and 3 x 2^-125 is 1.5. absmax 7: S = 1, and 7
+    saturates at 6. Past the ends S is 2^126 and 2^-126."""
+    x = np.float32([[2.0**-122, 3 * 2.0**-125, 2.0**-125], [7, 2.5, -0.75], [2.0**-125, 2.0**-126, 0]])
+    pair = jax.jit(partial(quantise, scale="power_of_two"), static_argnames="format")
+    q, inverse = pair(x, format="e2m1")
+    np.testing.assert_array_equal(q, [[4, 1.5, 0.5], [6, 2, -1], [2, 1, 0]])
+    np.testing.assert_array_equal(inverse[:, 0], [2.0**-124, 1, 2.0**-126])
+    q, inverse = pair(np.float32([[3e38, 2.0**126]]), format="e0m1")
+    np.testing.assert_array_equal(q, [[1, 1]])
+    np.testing.assert_array_equal(inverse, [[2.0**126] * 2])
+
+
 def test_scales_follow_the_data():
     """A power of two passes through the cast, down to where S leaves float32; what is smaller fades to zero."""
     x = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
