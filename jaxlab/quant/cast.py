@@ -126,9 +126,9 @@ def _scale(absmax, format: Format | Grid, scale: str):
     elif scale == "power_of_two":
         bits = (127 - jnp.clip((absmax >> 23) - (most >> 23), -126, 126)) << 23
     else:
-        top, eight = jnp.max(absmax, initial=0), jnp.float32(E4M3.max)
-        least = _bits(format.max * eight) - (117 << 23)  # below it S would be past 2^126
-        whole = _float(_quotient(_bits(eight), jnp.maximum(top, least)))
+        top, most_kept = jnp.max(absmax, initial=0), jnp.float32(E4M3.max)
+        least = _bits(format.max * most_kept) - (117 << 23)  # below it S would be past 2^126
+        whole = _float(_quotient(_bits(most_kept), jnp.maximum(top, least)))
         kept = jnp.maximum(round_to(_float(absmax) * whole, E4M3), E4M3.smallest_subnormal)
         bits, finite = _quotient(_bits(format.max * whole), _bits(kept)), top < INF
     return _float(jnp.where(finite, jnp.maximum(bits, SMALLEST), NAN))
