@@ -126,11 +126,12 @@ def _scale(absmax, format: Format | Grid, scale: str):
     elif scale == "power_of_two":
         bits = (127 - jnp.clip((absmax >> 23) - (most >> 23), -126, 126)) << 23
     else:
-        top, most_kept = jnp.max(absmax, initial=0), jnp.float32(E4M3.max)
+        # As floats: two maxima of whole numbers XLA makes one, with a pass of its own over all of x.
+        top, most_kept = jnp.max(_float(absmax), initial=0), jnp.float32(E4M3.max)
         least = _bits(format.max * most_kept) - (117 << 23)  # below it S would be past 2^126
-        whole = _float(_quotient(_bits(most_kept), jnp.maximum(top, least)))
+        whole = _float(_quotient(_bits(most_kept), jnp.maximum(_bits(top), least)))
         kept = jnp.maximum(round_to(_float(absmax) * whole, E4M3), E4M3.smallest_subnormal)
-        bits, finite = _quotient(_bits(format.max * whole), _bits(kept)), top < INF
+        bits, finite = _quotient(_bits(format.max * whole), _bits(kept)), jnp.isfinite(top)
     return _float(jnp.where(finite, jnp.maximum(bits, SMALLEST), NAN))
 
 

@@ -9,7 +9,7 @@ from jaxlab.model import ngpt
 from jaxlab.model.decoder import Decoder
 from jaxlab.model.families import ARCHITECTURES
 from jaxlab.model.linear import initializer
-from jaxlab.model.moe import Stack
+from jaxlab.model.moe import Experts
 from tests.model import reference
 
 WIDE = {"d_model": 256, "num_heads": 2, "num_kv_heads": 1, "head_dim": 128, "d_ff": 512, "vocab_size": 500}
@@ -36,12 +36,16 @@ def test_linear():
     is_normal(initializer(0.3)(jax.random.key(0), (256, 512)), 0.3)
 
 
-def test_experts_are_drawn_each_for_itself():
-    for std, check, wanted in ((0.0, is_truncated, 1 / 16), (0.02, is_normal, 0.02)):
-        stack = Stack(3, (256, 128), std).init_with_output(jax.random.key(0))[0]
-        for one in stack:
-            check(one, wanted)
-        assert abs(np.corrcoef(np.reshape(stack, (3, -1)))[0, 1]) < 0.03
+@pytest.mark.parametrize("init_std", [0.0, 0.05])
+def test_experts_are_drawn_each_for_itself(init_std):
+    c = reference.tiny(**WIDE | {"num_experts": 3, "experts_per_token": 2, "ffn": "swiglu", "init_std": init_std})
+    params = jax.jit(Experts(c).init)(jax.random.key(0), jnp.zeros((1, 1, 256)))["params"]
+    for name, inputs in (("gate", 256), ("up", 256), ("down", 512)):
+        kernels = params[name]["kernel"]
+        for one in kernels:
+            (is_normal if init_std else is_truncated)(one, init_std or inputs**-0.5)
+        assert np.abs(np.corrcoef(np.reshape(kernels, (3, -1))) - np.eye(3)).max() < 0.02
+    assert np.std(params["router"]["kernel"]) == pytest.approx(init_std or 1 / 16, rel=0.1)  # of 768 draws
 
 
 @pytest.mark.parametrize("init_std", [0.0, 0.05])
