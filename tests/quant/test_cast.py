@@ -151,6 +151,15 @@ def test_the_largest_and_smallest_numbers(name):
     np.testing.assert_allclose(got[2], [2.0**126, 0], rtol=2**-22)
 
 
+def test_a_tiny_tensor_under_e4m3():
+    """A block of 2^-126 beside one of 2^-120: S is 2^126 at most, and gives it back exactly; the other's is rounded to
+    e4m3, 2^-4."""
+    x = np.repeat(np.float32([[2.0**-120], [2.0**-126]]), 16, axis=1)
+    got = np.asarray(jitted(x, "e2m1", scale="e4m3"))
+    np.testing.assert_allclose(got[0], 2.0**-120, rtol=2**-4)
+    np.testing.assert_array_equal(got[1], np.float32(2.0**-126))
+
+
 def test_powers_of_two_by_hand():
     """E2M1 has emax 2 (OCP MX). absmax 2^-122: S = 2^124, so 2^-122 is 4, and 3 x 2^-125 is 1.5. absmax 7: S = 1, and 7
     saturates at 6. Past the ends S is 2^126 and 2^-126."""
