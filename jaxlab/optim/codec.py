@@ -15,6 +15,7 @@ from jax import lax
 
 CODECS = ("float32", "bfloat16", "int8", "e3m0")
 LARGEST = {"int8": 127, "e3m0": 64}  # in units of the format's smallest value
+TINY = 2.0**-126  # float32's smallest normal number, whose inverse is one too
 # Between the magnitudes 0, 1, 2, 4, ..., 64 of e3m0 in those units: what lies above midpoint k has a code above k.
 MIDPOINTS = (0.5, 1.5, 3, 6, 12, 24, 48)
 
@@ -34,7 +35,8 @@ def encode(x: jax.Array, codec: str) -> dict[str, jax.Array]:
         return {"values": lax.bitcast_convert_type(short, jnp.uint16)}
     x = x[:, None] if x.ndim == 1 else x
     scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True).astype(jnp.float32)
-    units = x / scale * LARGEST[codec]  # NaN in a row of zeros, whose codes do not matter: they are multiplied by 0
+    # Of divisions 1 / b alone gives the same bits in every program: XLA makes a * (1 / b) of some others.
+    units = x * (LARGEST[codec] * (1 / jnp.maximum(scale, LARGEST[codec] * TINY)))
     return {"values": jnp.round(units).astype(jnp.int8) if codec == "int8" else _pack(_e3m0(units)), "scale": scale}
 
 
@@ -49,7 +51,7 @@ def decode(wire: dict[str, jax.Array], codec: str, shape: tuple[int, ...]) -> ja
         codes = _unpack(units, shape[-1] if len(shape) > 1 else 1)
         magnitude = (1 << (codes & 7)) >> 1
         units = jnp.where(codes & 8, -magnitude, magnitude)
-    return (units.astype(jnp.float32) / LARGEST[codec] * wire["scale"]).reshape(shape)
+    return (units.astype(jnp.float32) * (wire["scale"] * (1 / LARGEST[codec]))).reshape(shape)
 
 
 def exchange(codec: str, share: Callable = lambda x: x) -> Callable[[Any], Any]:

@@ -14,6 +14,9 @@ ROUNDINGS = ("nearest_even", "nearest_away", "toward_zero", "stochastic")
 SCALES = ("float32", "power_of_two", "e4m3", None)
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 TINY = 2.0**-126  # float32's smallest normal number
+HUGE = float(np.finfo(np.float32).max) * (1 - 2.0**-23)  # what is rounded may not become an inf
+SMALLEST, INF, NAN = (int(np.float32(x).view(np.int32)) for x in (TINY, np.inf, np.nan))  # as bits
+FRACTION = 0x7FFFFF
 E4M3 = parse("e4m3fn")  # of NVFP4's block scales
 
 
@@ -53,8 +56,7 @@ def quantise(x, format, *, axis=-1, block=None, scale="float32", rounding="neare
     blocks = full.reshape([d for n, b in zip(full.shape, sizes, strict=True) for d in (n // b, b)])
     s = _scale(_absmax(blocks), format, scale)
     q = round_to(blocks * s, format, rounding, key)
-    # Times the inverse: XLA makes that of q / S where it sees that S is a block's, and the two round differently.
-    inverse = jnp.broadcast_to(1 / s, q.shape)
+    inverse = jnp.broadcast_to(jnp.minimum(1 / s, HUGE / format.max), q.shape)
     return tuple(y.reshape(full.shape)[tuple(map(slice, x.shape))] for y in (q, inverse))
 
 
@@ -97,10 +99,11 @@ def _round_bits(x, format: Format, rounding: str, key):
 
 
 def _absmax(blocks):
-    """The largest |x| over every second axis; NaN where there is one. Integers order as floats do, and vectorise."""
+    """The bits of the largest |x| over every second axis; of a NaN where there is one. They order as floats do, and
+    vectorise."""
     size = _bits(blocks) & 0x7FFFFFFF
     size = jnp.max(size, tuple(range(1, blocks.ndim - 1, 2)), keepdims=True, initial=0)
-    return _float(lax.platform_dependent(size, cpu=_halve, default=lambda a: jnp.max(a, -1, keepdims=True)))
+    return lax.platform_dependent(size, cpu=_halve, default=lambda a: jnp.max(a, -1, keepdims=True))
 
 
 def _halve(a):
@@ -116,18 +119,34 @@ def _halve(a):
 
 
 def _scale(absmax, format: Format | Grid, scale: str):
-    """S of every block; NaN where the block is not finite."""
-    floor = format.max * TINY  # keeps S and 1 / S within float32, and a block of zeros at zero
+    """S of every block, from the bits of its absmax: float32 in [2^-126, 2^126], NaN where the block is not finite."""
+    most, finite = _bits(jnp.float32(format.max)), absmax < INF
     if scale == "float32":
-        s = format.max / jnp.maximum(absmax, floor)
+        bits = _quotient(most, jnp.maximum(absmax, most - (126 << 23)))
     elif scale == "power_of_two":
-        exponent = (_bits(absmax) >> 23) - (_bits(jnp.float32(format.max)) >> 23)
-        s = _float((127 - jnp.clip(exponent, -126, 126)) << 23)
+        bits = (127 - jnp.clip((absmax >> 23) - (most >> 23), -126, 126)) << 23
     else:
-        least = E4M3.smallest_subnormal
-        whole = E4M3.max / jnp.maximum(jnp.max(absmax), floor * E4M3.max / least)
-        s = format.max * whole / jnp.maximum(round_to(absmax * whole, E4M3), least)
-    return jnp.where(jnp.isfinite(absmax), s, jnp.nan)
+        # As floats: two maxima of whole numbers XLA makes one, with a pass of its own over all of x.
+        top, most_kept = jnp.max(_float(absmax), initial=0), jnp.float32(E4M3.max)
+        least = _bits(format.max * most_kept) - (117 << 23)  # below it S would be past 2^126
+        whole = _float(_quotient(_bits(most_kept), jnp.maximum(_bits(top), least)))
+        kept = jnp.maximum(round_to(_float(absmax) * whole, E4M3), E4M3.smallest_subnormal)
+        bits, finite = _quotient(_bits(format.max * whole), _bits(kept)), jnp.isfinite(top)
+    return _float(jnp.where(finite, jnp.maximum(bits, SMALLEST), NAN))
+
+
+def _quotient(a, b):
+    """Bits of a / b rounded to nearest, from the bits of two positive normal numbers.
+
+    XLA makes a * (1 / b) of some divisions, and b / a of 1 / (a / b), in one program and not in the next: two roundings
+    or one. Here the only division is 1 / b, and the remainder, a small whole number and hence exact modulo 2^32, puts
+    the last bit right.
+    """
+    m, n = (x & FRACTION | 127 << 23 for x in (a, b))  # in [1, 2)
+    q = _bits(_float(m) * (1 / _float(n)))
+    f, g, h = (x & FRACTION | 1 << 23 for x in (a, b, q))  # the same as whole numbers
+    rest = 2 * ((f << (150 - (q >> 23))) - h * g)
+    return q + (rest > g) - (rest < -g) + (a - m) - (b - n)
 
 
 def _block_shape(shape, axis, block) -> list[int]:

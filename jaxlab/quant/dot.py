@@ -137,6 +137,7 @@ def _multiply(name, lhs, rhs, recipe, native, dims, precision, preferred):
         for p, x, c, b in zip(PRODUCTS[name], (lhs, rhs), contracted, batch, strict=True)
     ]
     if name not in native:
+        made = [a.astype(x.dtype) for a, x in zip(made, (lhs, rhs), strict=True)]
         return lax.dot_general(*made, dims, precision, preferred)
     a, b = (getattr(recipe, p) for p in PRODUCTS[name])
     pairs = [(q.astype(parse(p.format).dtype), s) for p, (q, s) in zip((a, b), made, strict=True)]
@@ -179,7 +180,8 @@ def _cast(how: Callable, x, operand: Operand, contracted, batch, seed):
     places = range(axis, axis + len(contracted))
     moved = jnp.moveaxis(x, contracted, places)
     merged = moved.reshape(*moved.shape[:axis], -1, *moved.shape[axis + len(contracted) :])
-    merged = _rotated(merged, axis, operand.hadamard)
+    if operand.hadamard:
+        merged = _rotated(merged, axis, operand.hadamard)
     if operand.format:
         key = _key(merged, seed) if operand.rounding == "stochastic" else None
         axes, block = axis, operand.block or None
@@ -196,19 +198,24 @@ def _cast(how: Callable, x, operand: Operand, contracted, batch, seed):
 
 def _rotated(x, axis: int, size: int):
     """Pieces of `size` elements along an axis times a Hadamard matrix of random signs, always the same and orthogonal:
-    two operands so rotated have the product that they had, and outliers are spread over their piece."""
-    if not size:
-        return x
-    from scipy.linalg import hadamard  # a sixth of a second to import
+    two operands so rotated have the product that they had, and outliers are spread over their piece. Float32.
 
-    length = x.shape[axis]
+    Sums and differences of pairs, then of pairs of these: unlike a product's, their order is the same in every program.
+    """
+    length, half = x.shape[axis], 1
     if length % size:
         raise InputError(f"hadamard={size}: must divide the {length} elements that the product contracts")
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], size)
-    matrix = jnp.asarray(signs[:, None] * hadamard(size) / np.sqrt(size), x.dtype)
-    pieces = x.reshape(*x.shape[:axis], length // size, size, *x.shape[axis + 1 :])
-    rotated = jnp.tensordot(pieces, matrix, (axis + 1, 0), precision=lax.Precision.HIGHEST)
-    return jnp.moveaxis(rotated, -1, axis + 1).reshape(x.shape)
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    ones = (1,) * len(after)
+    signs = np.random.default_rng(0).choice([-1, 1], size)
+    # In bits: a product that made x is otherwise fused with the sum, unrounded, in one program and not in the next.
+    minus = np.where(np.tile(signs, length // size) < 0, 1 << 31, 0).astype(np.uint32).reshape(-1, *ones)
+    y = lax.bitcast_convert_type(lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32) ^ minus, jnp.float32)
+    while half < size:
+        pairs = y.reshape(*before, -1, 2, half, *after)  # a, b become b + a, a - b
+        y = jnp.flip(pairs, axis + 1) + pairs * np.float32([1, -1]).reshape(2, 1, *ones)
+        half *= 2
+    return y.reshape(x.shape) * np.float32(size**-0.5)
 
 
 def _key(x, seed):

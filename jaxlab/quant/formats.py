@@ -116,7 +116,7 @@ def parse(text: str | Format | Grid) -> Format | Grid:
     """`e4m3`, `e4m3fn`, `e4m3ieee` as a Format; a Format or a Grid as it is. Raises InputError."""
     if isinstance(text, Format | Grid):
         return text
-    match = re.fullmatch(r"e(\d+)m(\d+)(fn|ieee)?", text)
+    match = isinstance(text, str) and re.fullmatch("e(0|[1-9][0-9]?)m(0|[1-9][0-9]?)(fn|ieee)?", text)
     if not match:
-        raise InputError(f"format={text!r}: must read like e4m3 (no inf, no NaN), e4m3fn or e4m3ieee")
+        raise InputError(f"format={text!r:.80}: must read like e4m3 (no inf, no NaN), e4m3fn or e4m3ieee")
     return Format(int(match[1]), int(match[2]), match[3] or "")

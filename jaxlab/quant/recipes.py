@@ -8,6 +8,7 @@ section 3):
     weight gradient  dw = P5 dy . P6 x
 """
 
+import re
 from dataclasses import dataclass, fields, replace
 
 from jaxlab.config import InputError
@@ -51,7 +52,7 @@ class Operand:
         for name, allowed in (("scale", SCALES), ("rounding", ROUNDINGS)):
             value = getattr(self, name)
             if value not in allowed:
-                raise InputError(f"{name}={value!r}: must be one of {', '.join(map(str, allowed))}")
+                raise InputError(f"{name}={value!r:.80}: must be one of {', '.join(map(str, allowed))}")
         if self.block and not self.rows:
             raise InputError(f"block={self.block}: must be 0 with rows=0, which is one scale for the whole tensor")
         if self.hadamard & (self.hadamard - 1):
@@ -127,10 +128,10 @@ def recipe(name: str, changes: str = "", **operands: str) -> Recipe:
         recipe("none", P5="e1m1,block=64")      # dy of the weight gradient alone
     """
     if name not in RECIPES:
-        raise InputError(f"recipe={name!r}: must be one of {', '.join(RECIPES)}")
+        raise InputError(f"recipe={name!r:.80}: must be one of {', '.join(RECIPES)}")
     for key in operands:
         if key not in OPERANDS:
-            raise InputError(f"operand={key!r}: must be one of {', '.join(OPERANDS)}")
+            raise InputError(f"operand={key!r:.80}: must be one of {', '.join(OPERANDS)}")
     made = RECIPES[name]
     whole = {p: changed(getattr(made, p), changes) for p in OPERANDS if getattr(made, p).format}
     made = replace(made, **whole)
@@ -147,14 +148,14 @@ def changed(operand: Operand, text: str, name: str = "operand") -> Operand:
         key, _, value = part.rpartition("=")
         key = key or "format"
         if key not in kinds:
-            raise InputError(f"{name}={text!r}: {key} must be one of {', '.join(kinds)}")
-        if kinds[key] is int and not (value.isdecimal() and len(value) < 10):
-            raise InputError(f"{name}={text!r}: {key} must be a whole number, 0 or above")
+            raise InputError(f"{name}={text!r:.80}: {key:.80} must be one of {', '.join(kinds)}")
+        if kinds[key] is int and not re.fullmatch("[0-9]{1,9}", value):
+            raise InputError(f"{name}={text!r:.80}: {key} must be a whole number, 0 or above, of at most 9 digits")
         found[key] = int(value) if kinds[key] is int else None if value == "none" else value
     try:
         return replace(operand, **found)
     except InputError as error:
-        raise InputError(f"{name}={text!r}: {error}") from error
+        raise InputError(f"{name}={text!r:.80}: {error}") from error
 
 
 def stages(text: str, start: Recipe) -> dict[int, Recipe]:
@@ -167,9 +168,11 @@ def stages(text: str, start: Recipe) -> dict[int, Recipe]:
     try:
         begins = [float(tokens) for tokens, _ in parts]
     except ValueError:
-        raise InputError(f"stages={text!r}: must read like 0:e2m1/400000:e4m3/8e5:none, TOKENS:CHANGES") from None
-    if begins[0] != 0 or sorted(set(begins)) != begins or any(begin % 1 for begin in begins):
-        raise InputError(f"stages={text!r}: tokens must start at 0 and grow, in whole numbers")
+        begins = []
+    if not begins or not text.isascii():
+        raise InputError(f"stages={text!r:.80}: must read like 0:e2m1/400000:e4m3/8e5:none, TOKENS:CHANGES")
+    if not all(b.is_integer() for b in begins) or begins[0] != 0 or sorted(set(begins)) != begins:
+        raise InputError(f"stages={text!r:.80}: tokens must start at 0 and grow, in whole numbers")
     cast = [p for p in OPERANDS if getattr(start, p).format]
     recipes = [replace(start, **{p: changed(getattr(start, p), c, "stages") for p in cast}) for _, c in parts]
     return {int(tokens): rule for tokens, rule in zip(begins, recipes, strict=True)}

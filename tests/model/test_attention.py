@@ -105,6 +105,14 @@ def test_rotary_keeps_norms_and_depends_on_distance_alone():
     assert np.ptp(products[0]) > 1  # and it does depend on distance
 
 
+def test_rotary_by_hand():
+    """theta 100, h 4: the pairs (0, 2) and (1, 3) turn by p and by p 100^(-1/2)."""
+    found = attention.rotary(jnp.tile(jnp.array([1.0, 2, 3, 4]), (1, 3, 1, 1)), 100.0)[0, :, 0]
+    for p, row in enumerate(found):
+        fast, slow = (1 + 3j) * np.exp(1j * p), (2 + 4j) * np.exp(0.1j * p)
+        np.testing.assert_allclose(row, [fast.real, slow.real, fast.imag, slow.imag], atol=1e-6)
+
+
 def test_rotary_angles_are_float32_in_bfloat16():
     """At position 1000 a bfloat16 angle would be off by radians; the result is off by its own rounding only."""
     x = jnp.ones((1, 1001, 1, 8))

@@ -39,7 +39,10 @@ def test_limits_of_mix_ln():
     assert len({pre, post, traced("mix", 0.5)}) == 3
 
 
-@pytest.mark.parametrize(("layers", "fraction", "post"), [(12, 0.25, 3), (24, 0.25, 6), (4, 0.25, 1), (32, 0.0625, 2)])
+@pytest.mark.parametrize(
+    ("layers", "fraction", "post"),
+    [(12, 0.25, 3), (24, 0.25, 6), (4, 0.25, 1), (32, 0.0625, 2), (3, 0.67, 2), (5, 0.25, 1)],
+)
 def test_the_first_layers_are_post_ln(layers, fraction, post):
     """Mix-LN: 3 of 12, 6 of 24 (arXiv 2412.13795), 2 of the 32 layers of its 7B model."""
     c = reference.tiny(num_layers=layers, norm_placement="mix", mix_fraction=fraction)

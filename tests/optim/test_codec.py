@@ -1,6 +1,7 @@
 """The codecs against float64 searches over each format's values; bytes counted; eight devices send the small types."""
 
 import re
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 
 from jaxlab.optim import diloco
 from jaxlab.optim.codec import CODECS, decode, encode, exchange, sent_bytes
-from tests import tiny
+from tests import quick, tiny
 from tests.optim import devices
 from tests.train.devices import groups
 
@@ -43,10 +44,14 @@ def test_nearest_of_all_values(codec):
     assert (np.abs(found - X) <= distance.min(-1) + 1e-6 * size).all()
 
 
+@pytest.mark.parametrize("passes", ["none", "few", "all"])
 @pytest.mark.parametrize("codec", VALUES)
-def test_the_values_of_a_format_come_back_exactly(codec):
+def test_the_values_of_a_format_come_back_exactly(codec, passes):
+    """Not compiled, and compiled with few passes of XLA or all: it makes products of some divisions."""
     values = VALUES[codec].astype(np.float32)[None]
-    np.testing.assert_array_equal(there_and_back(values, codec), values)
+    with {"none": jax.disable_jit, "few": quick.compiling, "all": nullcontext}[passes]():
+        found = jax.jit(lambda x: decode(encode(x, codec), codec, x.shape))(values)
+    np.testing.assert_array_equal(found, values)
 
 
 def test_ties_go_to_the_even_code():
@@ -57,6 +62,12 @@ def test_ties_go_to_the_even_code():
     np.testing.assert_array_equal(there_and_back(np.stack([ties, -ties]), "e3m0"), [expected, -expected])
     halves = np.array([[0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 127]], np.float32)
     np.testing.assert_array_equal(encoded(halves, "int8")["values"], np.round(halves))
+
+
+def test_rows_of_tiny_numbers_fade_and_do_not_saturate():
+    """2^-120 times a quarter is a quarter of 127, 32; below 127 x 2^-126 a row is in steps of 2^-126."""
+    x = np.array([[1, 0.25, -0.5], [2.0**-6, 2.0**-8, 0], [0, 0, 0]], np.float32) * np.float32(2.0**-118)
+    np.testing.assert_array_equal(encoded(x, "int8")["values"], [[127, 32, -64], [4, 1, 0], [0, 0, 0]])
 
 
 def test_bfloat16_is_that_of_ml_dtypes():

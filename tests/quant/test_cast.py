@@ -9,6 +9,7 @@ import pytest
 
 from jaxlab.quant.cast import SCALES, cast, quantise, round_to
 from jaxlab.quant.formats import DTYPES, parse
+from tests.quant.oracle import blockwise, rounded, same_bits
 
 OTHERS = [f"e{e}m{m}" for e in range(8) for m in (0, 1, 2, 3, 5, 7, 10) if e + m > 0]
 OTHERS += ["e4m4", "e4m3fn", "e5m2fn", "e3m2ieee", "e8m3ieee", "e8m10ieee", "e8m0fn"]
@@ -16,20 +17,6 @@ WAYS = ("nearest_even", "nearest_away", "toward_zero")
 traced = jax.jit(lambda x, grid, way: round_to(x, grid, way), static_argnums=2)
 static = jax.jit(round_to, static_argnums=(1, 2))
 jitted = jax.jit(cast, static_argnames=("format", "axis", "block", "scale", "rounding"))
-
-
-def rounded(x: np.ndarray, format, way: str = "nearest_even") -> np.ndarray:
-    """float32 x on the grid: the two neighbours of |x| looked up, the nearer taken; ties as `way` says."""
-    grid = format.values()
-    grid = grid[grid >= 0]
-    size = np.minimum(np.abs(x).astype(np.float64), format.max)
-    above = np.searchsorted(grid, size)
-    lower, upper = grid[np.maximum(above - 1, 0)], grid[above]
-    gap = np.where(upper > lower, upper - lower, 1)
-    tie_up = {"nearest_even": upper / gap % 2 == 0, "nearest_away": True, "toward_zero": False}[way]
-    up = (upper - size < size - lower) | ((upper - size == size - lower) & tie_up)
-    up = size == upper if way == "toward_zero" else up
-    return np.copysign(np.where(up, upper, lower), x).astype(np.float32)
 
 
 def hard_points(format, count: int) -> np.ndarray:
@@ -45,12 +32,6 @@ def hard_points(format, count: int) -> np.ndarray:
     spread = np.exp2(rng.uniform(max(low, -149), min(high, 127), count)).astype(np.float32)
     points = np.concatenate([points, near[np.isfinite(near)], spread])
     return np.concatenate([points, -points])
-
-
-def same_bits(got, want):
-    got, want = np.asarray(got), np.asarray(want)
-    assert got.dtype == want.dtype == np.float32
-    np.testing.assert_array_equal(got.view(np.int32), want.view(np.int32))
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -98,25 +79,6 @@ def test_subnormals_of_float32():
     same_bits(static(x, parse("e8m7ieee"))[2:], np.float32([2.0**-133, 0, 2.0**-132]))
 
 
-def blockwise(x, format, axes, block, scale, way):
-    """`cast` block after block in numpy's float32."""
-    f, out = parse(format), np.empty_like(x)
-    sizes = [block[axes.index(i)] if i in axes else 1 for i in range(x.ndim)]
-    whole = np.float32(448) / np.abs(x).max()
-    for start in np.ndindex(*(-(-n // b) for n, b in zip(x.shape, sizes, strict=True))):
-        piece = tuple(slice(i * b, (i + 1) * b) for i, b in zip(start, sizes, strict=True))
-        top = np.abs(x[piece]).max()
-        if scale == "float32":
-            s = np.float32(f.max) / top
-        elif scale == "power_of_two":
-            s = np.float32(2.0 ** (np.floor(np.log2(f.max)) - np.floor(np.log2(top))))
-        else:
-            kept = max(np.float32(top * whole).astype(parse("e4m3fn").dtype).astype(np.float32), np.float32(2**-9))
-            s = np.float32(f.max) * whole / kept
-        out[piece] = rounded(x[piece] * s, f, way) / s
-    return out
-
-
 CASES = [
     # shape, axes, block, format, scale, rounding
     ((4, 256), (1,), (128,), "e4m3", "float32", "nearest_even"),
@@ -129,6 +91,7 @@ CASES = [
     ((8, 96), (1,), (32,), "e2m1", "power_of_two", "nearest_even"),
     ((8, 96), (1,), (32,), "e4m3fn", "power_of_two", "nearest_even"),
     ((8, 96), (1,), (16,), "e2m1", "e4m3", "nearest_even"),
+    ((5, 44), (0, 1), (2, 8), "e2m1", "e4m3", "nearest_even"),
     ((32, 96), (0, 1), (16, 16), "e2m1", "e4m3", "nearest_away"),
     ((4, 96), (1,), (1,), "e2m1", "float32", "nearest_even"),
 ]
@@ -139,8 +102,7 @@ def test_blocks(case):
     shape, axes, block, format, scale, way = case
     x = (np.random.default_rng(0).standard_t(3, shape) * 0.02).astype(np.float32)
     got = jitted(x, format, axis=axes, block=block, scale=scale, rounding=way)
-    # 4 float32 roundings in S, 1 / S and the products; a value rounded otherwise would be 2e-2 away.
-    np.testing.assert_allclose(got, blockwise(x, format, axes, block, scale, way), rtol=4 * 2**-24, atol=0)
+    same_bits(got, blockwise(x, format, axes, block, scale, way))
 
 
 def test_ways_to_name_a_block():
@@ -167,6 +129,48 @@ def test_blocks_of_zeros_nan_and_inf(scale):
     spoilt |= scale == "e4m3"  # one scale for the whole array, so all of it
     np.testing.assert_array_equal(bad.all(-1), spoilt)
     np.testing.assert_array_equal(bad.any(-1), spoilt)
+
+
+def test_nothing_in_nothing_out():
+    for shape in ((0, 8), (4, 0), (0,)):
+        for scale in SCALES:
+            assert cast(np.zeros(shape, np.float32), "e2m1", block=4, scale=scale).shape == shape
+
+
+@pytest.mark.parametrize("name", ["e1m1", "e2m1", "e3m4ieee", "e4m3fn", "e5m10ieee"])
+def test_the_largest_and_smallest_numbers(name):
+    """float32's largest stays finite and within 2^-22 where S is normal, else saturates; its smallest normal comes back
+    exactly, the power of two of max's."""
+    f, top = parse(name), np.finfo(np.float32)
+    x = np.float32([[top.max, -top.max], [top.tiny * f.max, top.tiny], [2.0**126, 0]])
+    got = np.asarray(jitted(x, f))
+    largest = min(float(top.max), f.max * 2.0**126)
+    np.testing.assert_allclose(got[0], [largest, -largest], rtol=2**-22)
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got[1, 0], top.tiny * f.max, rtol=2**-23)
+    np.testing.assert_allclose(got[2], [2.0**126, 0], rtol=2**-22)
+
+
+def test_a_tiny_tensor_under_e4m3():
+    """A block of 2^-126 beside one of 2^-120: S is 2^126 at most, and gives it back exactly; the other's is rounded to
+    e4m3, 2^-4."""
+    x = np.repeat(np.float32([[2.0**-120], [2.0**-126]]), 16, axis=1)
+    got = np.asarray(jitted(x, "e2m1", scale="e4m3"))
+    np.testing.assert_allclose(got[0], 2.0**-120, rtol=2**-4)
+    np.testing.assert_array_equal(got[1], np.float32(2.0**-126))
+
+
+def test_powers_of_two_by_hand():
+    """E2M1 has emax 2 (OCP MX). absmax 2^-122: S = 2^124, so 2^-122 is 4, and 3 x 2^-125 is 1.5. absmax 7: S = 1, and 7
+    saturates at 6. Past the ends S is 2^126 and 2^-126."""
+    x = np.float32([[2.0**-122, 3 * 2.0**-125, 2.0**-125], [7, 2.5, -0.75], [2.0**-125, 2.0**-126, 0]])
+    pair = jax.jit(partial(quantise, scale="power_of_two"), static_argnames="format")
+    q, inverse = pair(x, format="e2m1")
+    np.testing.assert_array_equal(q, [[4, 1.5, 0.5], [6, 2, -1], [2, 1, 0]])
+    np.testing.assert_array_equal(inverse[:, 0], [2.0**-124, 1, 2.0**-126])
+    q, inverse = pair(np.float32([[3e38, 2.0**126]]), format="e0m1")
+    np.testing.assert_array_equal(q, [[1, 1]])
+    np.testing.assert_array_equal(inverse, [[2.0**126] * 2])
 
 
 def test_scales_follow_the_data():

@@ -111,18 +111,22 @@ def test_cast_along_the_contracted_axes_of_any_product(case):
 
 
 def test_tiles_and_whole_tensors():
-    """deepseek_v3's 128 x 128 of w and 1 x 128 of x, at 16; and one scale for a tensor: numpy over the same blocks."""
-    rule = recipe("deepseek_v3", "block=16", P2="rows=16", P4="rows=16")
-    w = np.zeros_like(W)
-    for i in range(0, 24, 16):
-        for j in range(0, 40, 16):
-            tile = W[i : i + 16, j : j + 16]
-            w[i : i + 16, j : j + 16] = cast_along(tile, (0, 1), "e4m3fn", 0)
+    """deepseek_v3 at 8 for 128, its tiles of w 8 long along what a product contracts (inputs forward, outputs backward)
+    and 2 across; and one scale for a tensor: numpy over the same blocks."""
+    rule = recipe("deepseek_v3", "block=8", P2="rows=2", P4="rows=2")
+
+    def tiled(w, height, width):
+        w = w.copy()
+        for i, j in np.ndindex(w.shape[0] // height, w.shape[1] // width):
+            tile = slice(i * height, (i + 1) * height), slice(j * width, (j + 1) * width)
+            w[tile] = cast_along(w[tile], (0, 1), "e4m3fn", 0)
+        return w
+
     tensor = Recipe(P1=Operand("e4m3fn", rows=0))
     y, dx, flat = jax.jit(
         lambda x, w, dy: (*products(linear_of(rule), x, w, dy)[:2], linear_of(tensor)(x, w))
     )(X, W, DY)  # fmt: skip
-    expected = cast_along(X, (2,), "e4m3fn", 16) @ w, cast_along(DY, (2,), "e4m3fn", 16) @ w.T
+    expected = cast_along(X, (2,), "e4m3fn", 8) @ tiled(W, 8, 2), cast_along(DY, (2,), "e4m3fn", 8) @ tiled(W, 2, 8).T
     np.testing.assert_allclose(y, expected[0], atol=1e-4)
     np.testing.assert_allclose(dx, expected[1], atol=1e-4)
     np.testing.assert_allclose(flat, cast_along(X, (0, 1, 2), "e4m3fn", 0) @ W, atol=1e-4)
@@ -159,6 +163,7 @@ def test_transformations_leave_the_numbers(name):
 def test_on_eight_devices(request):
     """Sharded over replicas, batch and features: the numbers of one device, within float32 sums in another order."""
     found = tiny.on_devices("tests.quant.devices", cache=request.config.cache.mkdir("jax"), optimised=True)
+    assert set(found.pop("bits").values()) == {0}
     assert set(found) == set(CASES)
     for name, differences in found.items():
         assert max(differences) < 1e-5, name

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jaxlab.config import InputError
 from jaxlab.quant.formats import DTYPES, Format, parse
 
 # max, smallest normal, smallest subnormal: OCP MX v1.0, tables 1 to 5, where the grid is one of its; FPmax of
@@ -74,6 +75,17 @@ def test_small_exponents():
 def test_refused(bad, why):
     with pytest.raises(ValueError, match=f"format=.*{bad}.*{why}"):
         parse(bad)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["e4m3²", "e٤m3", "e-4m3", "e04m3", "e4m3\n", "", "E4M3", "e" + "4" * 5000 + "m3", "e4m" * 9999, None, 43, b"e4m3"],
+)
+def test_garbage_is_refused_in_a_short_line(bad):
+    with pytest.raises(InputError, match=r"format=.*must read like e4m3") as error:
+        parse(bad)
+    assert len(str(error.value)) < 200
+    assert "\n" not in str(error.value)
 
 
 def test_a_format_is_a_value():

@@ -87,9 +87,21 @@ def test_stages():
         (lambda: recipe("all", P2="hadamard=12"), "P2='hadamard=12': hadamard=12: must be 0 or a power of two"),
         (lambda: recipe("all", P2="hadamard=16"), "P1.hadamard=0: must be that of P2, 16"),
         (lambda: Operand("e4m3", -1), "block=-1: must be a whole number"),
-        (lambda: stages("100:e2m1", Recipe()), "stages='100:e2m1': tokens must start at 0 and grow"),
-        (lambda: stages("0:e2m1/0:e4m3", Recipe()), "tokens must start at 0 and grow"),
+        (lambda: stages("100:e2m1", Recipe()), "stages='100:e2m1': tokens must start at 0 and grow, in whole numbers"),
+        (lambda: stages("0:e2m1/0:e4m3", Recipe()), "tokens must start at 0 and grow, in whole numbers"),
         (lambda: stages("e2m1/0:e4m3", Recipe()), "stages='e2m1/0:e4m3': must read like"),
+        (lambda: recipe("all", "block=٣٢"), "block must be a whole number"),
+        (lambda: recipe("all", "block=" + "9" * 5000), "block must be a whole number, 0 or above, of at most 9 digits"),
+        (lambda: recipe("x" * 9999), "recipe='xxx.*: must be one of none, capybara"),
+        (lambda: recipe("all", "x" * 9999 + "=1"), "operand='xxx.*: xxx.* must be one of format, block"),
+        (lambda: recipe("all", "scale=" + "x" * 9999), "scale='xxx.*: must be one of float32"),
+        (lambda: Operand(["e4m3"]), r"format=\['e4m3'\]: must read like e4m3"),
+        (lambda: stages("0:e2m1/inf:e4m3", Recipe()), "in whole numbers"),
+        (lambda: stages("0:e2m1/nan:e4m3", Recipe()), "in whole numbers"),
+        (lambda: stages("0:e2m1/0.5:e4m3", Recipe()), "in whole numbers"),
+        (lambda: stages("0:e2m1/٣:e4m3", Recipe()), "must read like"),
+        (lambda: stages("0:e2m1/-1:e4m3", Recipe()), "start at 0 and grow"),
+        (lambda: stages("0:" + "e2m1/" * 9999, Recipe()), "must read like"),
         (lambda: stages("0:e2m1/5:e4m33", RECIPES["all"]), "stages='e4m33': format="),
     ],
 )
@@ -97,3 +109,4 @@ def test_bad_input(make, message):
     with pytest.raises(InputError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300

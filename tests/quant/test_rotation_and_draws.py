@@ -27,6 +27,8 @@ def test_rotations_cancel():
     one = np.zeros((16, 1), np.float32)
     one[5] = 1
     np.testing.assert_allclose(np.abs(module._rotated(jnp.asarray(one), 0, 16)), 0.25)
+    # By hand: signs + + + - (numpy's default_rng(0)); Sylvester's matrix has ++++, +-+-, ++-- and +--+, halved.
+    np.testing.assert_array_equal(module._rotated(jnp.array([1.0, 2.0, 4.0, 8.0]), 0, 4), [-0.5, 5.5, 3.5, -6.5])
     with pytest.raises(InputError, match=r"P6.hadamard=0: must be that of P5, 16, in the same product"):
         Recipe(P5=Operand(hadamard=16))
     with pytest.raises(InputError, match="hadamard=16: must divide the 60 elements that the product contracts"):

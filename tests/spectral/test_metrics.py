@@ -221,6 +221,30 @@ def test_directions():
     counts = [int(metrics.directions(np.ones(10), f)) for f in (0.5, 0.9, 0.99)]
     assert counts == [5, 9, 10]
     assert int(metrics.directions(np.eye(10)[0], 0.99)) == 1
+    hundred = [int(metrics.directions(np.ones(100), f)) for f in (0.5, 0.9, 0.99, 0.901)]
+    assert hundred == [50, 90, 99, 91]
+
+
+def test_as_many_tokens_as_dimensions_are_too_few(rng):
+    """n tokens span n - 1 directions: 6 of 6 leave one out, 7 do not."""
+    x = np.float32(rng.normal(size=(7, 6)))
+    few, enough = (metrics.measure(observe(x[:n])) for n in (6, 7))
+    assert (bool(few["deficient"]), bool(enough["deficient"])) == (True, False)
+    assert float(few["tokens_per_dimension"]) == 1
+    found = metrics.eigenvalues(covariance(observe(x[:6])), 6)
+    assert found[4] > 0 == found[5]
+
+
+def test_the_form_of_utilisation_reaches_every_metric(rng):
+    """(r - 1) / (D - 1) of hand-computed ranks 3 and 3 of D = 5: 1/2 in place of 3/5, and eDim 1 + 4 x either."""
+    x = np.zeros((6, 5), np.float32)
+    x[np.arange(6), np.arange(6) // 2] = [1, -1, 1, -1, 1, -1]  # three equal directions of no mean
+    m = observe(x)
+    for form, share in (("r/D", 3 / 5), ("(r-1)/(D-1)", 1 / 2)):
+        measured = metrics.measure(m, form)
+        for name in ("hard_utilisation", "soft_utilisation", "sui"):
+            assert float(measured[name]) == pytest.approx(share, rel=1e-5), (form, name)
+        assert float(measured["edim"]) == pytest.approx(1 + 4 * share, rel=1e-5)
 
 
 def test_ranks_of_weights(rng):
