@@ -1,5 +1,6 @@
 """Checkpoints: saved in the background, complete or not there, checked when they are written and when they are read."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -176,6 +177,11 @@ def check_space(workdir: Path, keep: int, abstract: State) -> None:
 def state_bytes(state: State) -> int:
     """Bytes of all leaves together, on whichever devices they are."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def state_key(state: State) -> str:
+    """16 hex digits that name the parameters and optimiser state bit for bit, however they are sharded."""
+    return hashlib.sha256(repr(_inspect(state)[0]).encode()).hexdigest()[:16]
 
 
 @jax.jit

@@ -68,6 +68,20 @@ def test_restores_the_newest(folder):
     assert lines == []
 
 
+def test_a_key_names_every_bit_of_a_state(folder):
+    (found, _), _ = restore(folder)
+    key = checkpoint.state_key(found)
+    assert len(key) == 16
+    assert int(key, 16) >= 0
+    assert key == checkpoint.state_key(state(300))
+    one = found.params["b"]["c"]
+    other = found._replace(
+        params=found.params | {"b": {"c": one.at[0, 3, 4].set(jnp.nextafter(one[0, 3, 4], jnp.inf))}}
+    )
+    assert checkpoint.state_key(other) != key
+    assert checkpoint.state_key(found._replace(opt_state={"count": found.opt_state["count"] + 1})) != key
+
+
 def test_keeps_the_newest_ones(folder):
     checkpoints = Checkpoints(folder, keep=2)
     checkpoints.save(state(400), clock(400), {})
