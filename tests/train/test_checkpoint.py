@@ -220,7 +220,7 @@ def test_a_disk_that_has_filled_up_is_one_line(folder, monkeypatch):
 
 def test_space_is_checked(tmp_path, monkeypatch):
     size = (300 + 1024 + 1) * 4
-    (tmp_path / "run" / "checkpoints" / "100").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "100" / "state").mkdir(parents=True)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3 * size))
     check_space(tmp_path / "new", 2, abstract())

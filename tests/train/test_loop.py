@@ -42,7 +42,7 @@ def test_a_finished_run_says_so_and_does_not_compile(finished, data, monkeypatch
     monkeypatch.setattr(type(again.program), "compiling", property(lambda self: 1 / 0))
     console = Console(record=True, quiet=False, file=(finished / "again.txt").open("w"), width=200)
     result = loop.train(again, finished, console)
-    assert result == json.loads((finished / "result.json").read_text())
+    assert result == tiny.result(finished)
     assert "already finished" in console.export_text()
 
 

@@ -66,7 +66,7 @@ def test_members_are_what_they_would_be_alone(runs, trained, tmp_path):
             continue
         alone = loop.train(runs[name], tmp_path / name, QUIET)
         assert outcome["loss"] == pytest.approx(alone["loss"], abs=2e-5)
-        assert json.loads((folder / name / "result.json").read_text()) == outcome
+        assert tiny.result(folder / name) == outcome
         ours, theirs = tiny.rows(folder / name), tiny.rows(tmp_path / name)
         assert [(r["kind"], r["steps"], r["tokens"]) for r in ours] == [
             (r["kind"], r["steps"], r["tokens"]) for r in theirs

@@ -199,7 +199,7 @@ def test_it_goes_on_with_another_number_of_replicas(data, tmp_path):
     assert [row["steps"] for row in rows] == list(range(1, 17))
     with closing(Checkpoints(back_to(tmp_path / "two", tmp_path / "again", 4_096) / "checkpoints", keep=3)) as saved:
         two, _ = saved.restore(run.program.abstract_state(), print)
-        found, _ = loop.newest(four, saved, print)
+        found, _ = loop.of_run(four, saved.restore(four.program.abstract_state(), print), print)
     theta = run.program.params(two)
     for kept, new in zip(jax.tree.leaves(theta), jax.tree.leaves(found.params), strict=True):
         np.testing.assert_array_equal(new, np.broadcast_to(kept, new.shape))
@@ -216,7 +216,7 @@ def test_an_ordinary_run_starts_from_the_global_parameters(trained, tmp_path):
     for _ in range(2):  # the second time nothing is left to do
         go_on_from(ordinary, tmp_path / "new", str(workdir))
     with closing(Checkpoints(tmp_path / "new" / "checkpoints", keep=1)) as saved:
-        state, clock = loop.newest(ordinary, saved, print)
+        state, clock = loop.of_run(ordinary, saved.restore(ordinary.program.abstract_state(), print), print)
     assert clock == Clock()
     last = [row["loss"] for row in tiny.rows(workdir) if row["kind"] == "eval"][-1]
     assert ordinary.evaluate(state)["loss"] == pytest.approx(last, abs=1e-5)  # one replica or two: other sums
