@@ -2,6 +2,7 @@
 
 import socket
 import subprocess
+import time
 
 import pytest
 
@@ -26,13 +27,37 @@ def test_two_processes_train_as_one(data, tmp_path, request):
     assert "resuming  at 8,192 tokens" in together(file, tmp_path / "two", cache)[0]
 
 
-def together(file, workdir, cache) -> list[str]:
-    """Standard output of two processes of two devices each, which must both succeed."""
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_is_killed_the_other_ends_with_one_line_and_fewer_go_on(data, tmp_path, request, victim):
+    """Whether the killed one is that which the others register with, or not. The losses are then those of an
+    undisturbed run, but for the order of sums."""
+    cache = request.config.cache.mkdir("jax")
+    file = tiny.config_file(tmp_path / "config.py", data, tokens=24_576, checkpoint__every_tokens=2_048)
+    started = start(file, tmp_path / "run", cache)
+    while not tiny.saved(tmp_path / "run"):
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.01)
+    started[victim].kill()
+    _, errors = started[1 - victim].communicate(timeout=100)
+    started[victim].communicate()
+    assert started[1 - victim].returncode == 1
+    assert len(errors.splitlines()) == 1, errors
+    assert errors.startswith("error: another process of the run is lost")
+    rest = tiny.launch("train", f"--config={file}", f"--workdir={tmp_path / 'run'}", cache=cache)
+    assert rest.returncode == 0, rest.stderr
+    assert "resuming" in rest.stdout
+    rows = [row for row in tiny.rows(tmp_path / "run") if row["kind"] == "train"]
+    assert [row["steps"] for row in rows] == list(range(1, 49))
+
+
+def start(file, workdir, cache) -> list[subprocess.Popen]:
+    """Two processes of two devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     flags = [f"--config={file}", f"--workdir={workdir}"]
-    started = [
+    return [
         subprocess.Popen(
             tiny.command("train", *flags, f"--processes=localhost:{port},{i},2"),
             cwd=tiny.ROOT,
@@ -43,6 +68,11 @@ def together(file, workdir, cache) -> list[str]:
         )
         for i in range(2)
     ]
+
+
+def together(file, workdir, cache) -> list[str]:
+    """Standard output of two processes, which must both succeed."""
+    started = start(file, workdir, cache)
     outputs = [process.communicate(timeout=240) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
     return [out for out, _ in outputs]

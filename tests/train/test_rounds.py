@@ -222,6 +222,19 @@ def test_an_ordinary_run_starts_from_the_global_parameters(trained, tmp_path):
     assert ordinary.evaluate(state)["loss"] == pytest.approx(last, abs=1e-5)  # one replica or two: other sums
 
 
+def test_with_eager_updates_the_parameters_are_the_mean_of_replicas_that_differ(data):
+    run, draw = a_run(data, **EAGER), np.random.default_rng(0)
+    state = run.program.init(np.uint32(0))
+    (fragment,) = state.outer
+    apart = jax.tree.map(lambda p: draw.normal(size=p.shape).astype(np.float32), fragment.outer.params)
+    state = state._replace(outer=(fragment._replace(outer=fragment.outer._replace(params=apart)),))
+    found = jax.tree.leaves(run.program.params(state))
+    assert len(found) == len(jax.tree.leaves(apart))
+    for one, of_each in zip(found, jax.tree.leaves(apart), strict=True):
+        assert len(of_each) == 2
+        np.testing.assert_allclose(one[0], (np.float64(of_each[0]) + of_each[1]) / 2, rtol=1e-6, atol=1e-6)
+
+
 def test_agreement_is_the_mean_of_all_pairs():
     deltas = {"a": np.random.default_rng(0).normal(size=(3, 4, 5)), "b": np.random.default_rng(1).normal(size=(3, 7))}
     flat = np.concatenate([d.reshape(3, -1) for d in deltas.values()], axis=1)

@@ -1,6 +1,5 @@
 """Spectra measured during training: the numbers against numpy, and a run that measures is the run that does not."""
 
-import json
 import signal
 from contextlib import suppress
 from dataclasses import replace
