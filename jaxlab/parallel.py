@@ -58,7 +58,7 @@ def start(processes: str) -> bool:
     try:
         jax.distributed.initialize(**options, initialization_timeout=JOIN_SECONDS)
     except Exception as error:  # of many kinds: no such host, a port in use, no cluster, nobody there in time
-        fail(f"processes={processes}: did not find each other ({first_line(error)})")
+        fail(f"processes={processes}: {first_line(error)}")
     return jax.process_index() == 0
 
 
@@ -81,22 +81,25 @@ def _end_when_another_is_lost() -> None:
 
 def _fail_if_lost(error: BaseException) -> None:
     if LOST.search(str(error)):
-        fail(f"another process of the run is lost ({first_line(error)}); start all of them again")
+        fail(first_line(error))
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(number: int) -> None:
     del number
-    fail("another process of the run is lost, or did not come; start all of them again")
+    fail("no connection to the coordination service")
 
 
 def fail(message: str) -> int:
     """Prints the one line that says why this process fails, and returns its exit status, 1. One of several processes
     ends there and then: to leave in order it would wait for the others, and they may not be there."""
-    if _several.is_set():
+    several, message = _several.is_set(), " ".join(message.split())
+    if several:
         _failing.acquire()  # never released: the first line is the only one
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    if _several.is_set():
+        if LOST.search(message):
+            message = f"another process of the run is lost, or did not come; start all of them again ({message})"
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if several:
         sys.stdout.flush()
         os._exit(1)
     return 1
