@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,8 +33,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int):
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = _manager(self.folder, max_to_keep=keep, cleanup_tmp_directories=True)
 
     def save(self, state: State, clock: Clock, record: dict) -> None:
         """Starts saving; returns once the state may be overwritten. A clock already saved is left as it is.
@@ -166,12 +167,26 @@ def load(workdir: Path, abstract: State, tokens: int | None = None) -> tuple[Sta
     tokens = there[-1] if tokens is None else tokens
     if tokens not in there:
         raise InputError(f"workdir={workdir}: has no checkpoint at {tokens} tokens, but {', '.join(map(str, there))}")
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options) as manager:
+    with _manager((workdir / "checkpoints").absolute(), read_only=True) as manager:
         try:
             return _read(manager, tokens, abstract)
         except Exception as error:  # whatever a broken file makes the reader raise
             raise InputError(f"workdir={workdir}: checkpoint {tokens} is damaged ({first_line(error)})") from error
+
+
+def _manager(folder: Path, **options) -> ocp.CheckpointManager:
+    """Orbax's manager of a folder. It takes [, * and ? in a path for a pattern, and does not find what it has written
+    there itself: for such a folder it gets a link."""
+    path, link = folder, None
+    if set(str(folder)) & set("[*?"):
+        folder.mkdir(parents=True, exist_ok=True)
+        link = tempfile.TemporaryDirectory()
+        path = Path(link.name) / folder.name
+        path.symlink_to(folder)
+    manager = ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(**options))
+    if link:
+        weakref.finalize(manager, link.cleanup)
+    return manager
 
 
 def _read(

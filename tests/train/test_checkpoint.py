@@ -187,6 +187,20 @@ def test_the_newest_replaced_by_something_else(folder, kind):
     assert (folder / "damaged-300").exists()
 
 
+def test_names_that_are_patterns_to_others(tmp_path):
+    """Orbax would not find what it has written in [x]."""
+    folder = tmp_path / "[bold]x? *" / "checkpoints"
+    for value in (100, 200, 300):
+        checkpoints = Checkpoints(folder, keep=2)
+        checkpoints.save(state(value), clock(value), {})
+        checkpoints.close()
+    assert sorted(p.name for p in folder.iterdir()) == ["200", "300"]
+    (found, _), lines = restore(folder)
+    assert is_equal(found, 300)
+    assert lines == []
+    assert is_equal(load(folder.parent, abstract(), 200)[0], 200)
+
+
 def test_a_save_takes_the_place_of_an_empty_folder(folder):
     (folder / "400").mkdir()
     checkpoints = Checkpoints(folder, keep=3)
