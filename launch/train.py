@@ -36,9 +36,9 @@ def main(config, console) -> int:
         for path, spec in parallel.table(run.program.shardings):
             say(console, f"{path:50s} {spec}")
         return 0
-    if source:
-        go_on_from(run, workdir, source)
     try:
+        if source:
+            go_on_from(run, workdir, source)
         result = train(run, workdir, console)
     except (NonFinite, SaveFailed) as error:
         return parallel.fail(f"{error}; what was saved before is kept in {workdir}/checkpoints")

@@ -71,9 +71,10 @@ class Checkpoints:
         """Renames what has the name of a checkpoint, so that it no longer has; returns the new name."""
         taken = len(list(self.folder.glob(f"{why}-{tokens}*")))
         name = f"{why}-{tokens}" + (f"-{taken + 1}" if taken else "")
+        multihost_utils.sync_global_devices(f"{tokens} is to be renamed")  # all have seen what there is
         if jax.process_index() == 0:
             shutil.move(self.folder / str(tokens), self.folder / name)
-        multihost_utils.sync_global_devices(name)
+        multihost_utils.sync_global_devices(f"{tokens} is renamed")
         self._manager.reload()
         return name
 
@@ -178,6 +179,8 @@ def _manager(folder: Path, **options) -> ocp.CheckpointManager:
     """Orbax's manager of a folder. It takes [, * and ? in a path for a pattern, and does not find what it has written
     there itself: for such a folder it gets a link."""
     path, link = folder, None
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; must be the folder of a run's checkpoints")
     if set(str(folder)) & set("[*?"):
         folder.mkdir(parents=True, exist_ok=True)
         link = tempfile.TemporaryDirectory()

@@ -16,7 +16,8 @@ LONGER = {"tokens": 24_576, "checkpoint__every_tokens": 2_048}
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(data, tmp_path, request):
-    """Losses equal to 1e-5 nats: only the order of float32 sums differs. Then both resume together."""
+    """Losses equal to 1e-5 nats: only the order of float32 sums differs. Then both resume together, from the checkpoint
+    before a damaged one."""
     cache = request.config.cache.mkdir("jax")
     file = tiny.config_file(tmp_path / "config.py", data, tokens=8_192)
     alone = tiny.launch("train", f"--config={file}", f"--workdir={tmp_path / 'one'}", cache=cache, devices=4)
@@ -29,7 +30,11 @@ def test_two_processes_train_as_one(data, tmp_path, request):
     assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], abs=1e-5)
 
     (tmp_path / "two" / "result.json").unlink()
-    assert "resuming  at 8,192 tokens" in together(file, tmp_path / "two", cache)[0]
+    (tmp_path / "two" / "checkpoints" / "8192" / "record" / "metadata").write_text("{}")
+    again = together(file, tmp_path / "two", cache)[0]
+    assert "checkpoint 8192 is damaged" in again
+    assert "resuming  at 4,096 tokens" in again
+    assert again.splitlines()[-1] == alone.stdout.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")

@@ -90,6 +90,12 @@ def test_keeps_the_newest_ones(folder):
     assert sorted(p.name for p in folder.iterdir()) == ["300", "400"]
 
 
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "checkpoints").write_text("x")
+    with pytest.raises(InputError, match="checkpoints: is a file; must be the folder"):
+        restore(tmp_path / "checkpoints")
+
+
 def test_no_checkpoint_is_not_an_error(tmp_path):
     assert restore(tmp_path / "none") == (None, [])
 
