@@ -256,12 +256,14 @@ def test_a_hang_shows_the_stacks_of_all_threads():
 
 def test_an_evaluation_does_not_slow_the_steps_around_it(data, tmp_path, monkeypatch):
     run = build(tiny.config(data, **FAST | {"evaluate__every_tokens": 1_024}, checkpoint__every_tokens=0))
-    original = loop.write_probe
+    original, clock, passed = loop.write_probe, time.perf_counter, [0.0]
+    monkeypatch.setattr("jaxlab.train.meter.time.perf_counter", lambda: clock() + passed[0])
 
     def slowly(*args):
-        time.sleep(1)
+        passed[0] += 1e6
         return original(*args)
 
     monkeypatch.setattr(loop, "write_probe", slowly)
     result = loop.train(run, tmp_path, Console(quiet=True))
-    assert result["seconds"] < 2  # of 8 steps; four evaluations took 4
+    assert passed == [4e6]
+    assert result["seconds"] < 1e6  # of 8 steps, without the evaluations
