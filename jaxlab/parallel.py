@@ -18,7 +18,7 @@ from jaxlab.files import first_line
 
 AXES = ("replica", "data", "tensor")
 SILENCE_SECONDS = 30  # after which a process counts as lost to the others
-JOIN_SECONDS = 50  # within which all processes must have come
+JOIN_SECONDS = 50  # within which all processes must have come, where no cluster starts them
 LOST = re.compile("gloo|nccl|coordination|heartbeat|barrier|socket|connection|unavailable|deadline", re.IGNORECASE)
 
 # (parameter path, mesh axis of each of its own dimensions); first match wins, every parameter must match. `fsdp` is
@@ -54,9 +54,10 @@ def start(processes: str) -> bool:
         if not match or int(match[2]) >= int(match[3]):
             raise InputError(f"processes={processes!r}: must be auto, or HOST:PORT,INDEX,COUNT with INDEX below COUNT")
         options |= {"coordinator_address": match[1], "process_id": int(match[2]), "num_processes": int(match[3])}
+        options |= {"initialization_timeout": JOIN_SECONDS}
     _end_when_another_is_lost()
     try:
-        jax.distributed.initialize(**options, initialization_timeout=JOIN_SECONDS)
+        jax.distributed.initialize(**options)
     except Exception as error:  # of many kinds: no such host, a port in use, no cluster, nobody there in time
         fail(f"processes={processes}: {first_line(error)}")
     return jax.process_index() == 0
