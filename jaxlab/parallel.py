@@ -1,6 +1,11 @@
 """Where arrays live: the mesh, the table from parameter paths to mesh axes, and arrays built device by device."""
 
+import ctypes
+import os
 import re
+import signal
+import sys
+import threading
 from collections.abc import Callable
 
 import jax
@@ -9,8 +14,12 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxlab.config import InputError
+from jaxlab.files import first_line
 
 AXES = ("replica", "data", "tensor")
+SILENCE_SECONDS = 30  # after which a process counts as lost to the others
+JOIN_SECONDS = 50  # within which all processes must have come, where no cluster starts them
+LOST = re.compile("gloo|nccl|coordination|heartbeat|barrier|socket|connection|unavailable|deadline", re.IGNORECASE)
 
 # (parameter path, mesh axis of each of its own dimensions); first match wins, every parameter must match. `fsdp` is
 # the data axis, or nothing when mesh.fsdp is off. Stacked layers and replicas add their axes in front.
@@ -34,16 +43,67 @@ def start(processes: str) -> bool:
     """Joins the processes of one run, before anything else touches a device; True in the one that speaks for all.
 
     processes: "" for a single process; "auto" where the cluster tells who is who (Cloud TPU pods, Slurm, GKE);
-    "HOST:PORT,INDEX,COUNT" elsewhere, with the address of process 0. Raises InputError for anything else.
+    "HOST:PORT,INDEX,COUNT" elsewhere, with the address of process 0. Raises InputError for anything else. From then on
+    this process ends with one line on stderr and status 1 as soon as it hears that another one is lost.
     """
-    if processes == "auto":
-        jax.distributed.initialize()
-    elif processes:
+    if not processes:
+        return True
+    options = {"heartbeat_timeout_seconds": SILENCE_SECONDS, "shutdown_timeout_seconds": SILENCE_SECONDS}
+    if processes != "auto":
         match = re.fullmatch(r"(\S+:\d+),(\d+),(\d+)", processes)
         if not match or int(match[2]) >= int(match[3]):
             raise InputError(f"processes={processes!r}: must be auto, or HOST:PORT,INDEX,COUNT with INDEX below COUNT")
-        jax.distributed.initialize(match[1], process_id=int(match[2]), num_processes=int(match[3]))
+        options |= {"coordinator_address": match[1], "process_id": int(match[2]), "num_processes": int(match[3])}
+        options |= {"initialization_timeout": JOIN_SECONDS}
+    _end_when_another_is_lost()
+    try:
+        jax.distributed.initialize(**options)
+    except Exception as error:  # of many kinds: no such host, a port in use, no cluster, nobody there in time
+        fail(f"processes={processes}: {first_line(error)}")
     return jax.process_index() == 0
+
+
+_several, _failing = threading.Event(), threading.Lock()
+
+
+def _end_when_another_is_lost() -> None:
+    """A process hears of it by an exception of a collective or a barrier, on whichever thread, or by JAX's client of
+    the coordination service, which aborts the process. What C++ writes on stderr, pages of it, goes nowhere; what
+    Python writes arrives as before."""
+    stderr = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    sys.stderr = sys.__stderr__ = os.fdopen(stderr, "w", buffering=1)
+    main, others = sys.excepthook, threading.excepthook
+    sys.excepthook = lambda *raised: _fail_if_lost(raised[1]) or main(*raised)
+    threading.excepthook = lambda raised: _fail_if_lost(raised.exc_value) or others(raised)
+    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
+    _several.set()
+
+
+def _fail_if_lost(error: BaseException) -> None:
+    if LOST.search(str(error)):
+        fail(first_line(error))
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(number: int) -> None:
+    del number
+    fail("no connection to the coordination service")
+
+
+def fail(message: str) -> int:
+    """Prints the one line that says why this process fails, and returns its exit status, 1. One of several processes
+    ends there and then: to leave in order it would wait for the others, and they may not be there."""
+    several, message = _several.is_set(), " ".join(message.split())
+    if several:
+        _failing.acquire()  # never released: the first line is the only one
+        if LOST.search(message):
+            message = f"another process of the run is lost, or did not come; start all of them again ({message})"
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if several:
+        sys.stdout.flush()
+        os._exit(1)
+    return 1
 
 
 def mesh(replica: int, data: int, tensor: int, devices: list | None = None) -> Mesh:

@@ -9,7 +9,6 @@ that doubles where it should; draws WORKDIR/branches/branches.png.
 
 import logging
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,22 +30,27 @@ flags.register_validator("workdir", bool, message="name the folder of the run, a
 
 def main(words: list[str], console: Console) -> int:
     from jaxlab import parallel
+    from jaxlab.files import local
     from jaxlab.interop.workdir import recorded_config
     from jaxlab.optim.batch_growth import doubled, size_at
     from jaxlab.optim.noise_scale import branched
     from jaxlab.train.branch import branch, loss
     from jaxlab.train.build import build
-    from jaxlab.train.checkpoint import SaveFailed, held
+    from jaxlab.train.checkpoint import SaveFailed, complete
+    from jaxlab.train.log import say
     from jaxlab.train.loop import check_run
 
     if words:
         raise InputError(f"{words[0]}: only flags are understood")
+    workdir, times, at = local(_WORKDIR.value, "--workdir"), integers(_TIMES), integers(_AT)
+    if not 0 <= _TOLERANCE.value < math.inf:
+        raise InputError(f"--tolerance={_TOLERANCE.value}: must be a number of nats/token from 0 on")
     console.quiet = not parallel.start(_PROCESSES.value)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    workdir, times, at = Path(_WORKDIR.value), integers(_TIMES), integers(_AT)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     run = build(recorded_config(workdir))
     check_run(run, workdir)
-    there = held(workdir)
+    there = complete(workdir)
     at = at or there[-1:]
     if not at or set(at) - set(there):
         raise InputError(f"--at={','.join(_AT.value)}: checkpoints are at {', '.join(map(str, there)) or 'no'} tokens")
@@ -58,29 +62,33 @@ def main(words: list[str], console: Console) -> int:
     measured = {tokens: {} for tokens in at}
     for (tokens, k), config in configs.items():
         folder = workdir / "branches" / f"{tokens}-x{k}"
-        console.print(f"\n{folder}: {config.batch.tokens:,} tokens a step", highlight=False, soft_wrap=True)
+        say(console, f"\n{folder}: {config.batch.tokens:,} tokens a step")
         try:
             found = loss(run, workdir, config, tokens, folder, console)
         except SaveFailed as error:
-            print(f"error: {error}; branches that have ended are kept", file=sys.stderr)
-            return 1
+            return parallel.fail(f"{error}; branches that have ended are kept")
         if found is None:
             return 0
         measured[tokens][k] = found
     critical = {tokens: branched(losses, sizes[tokens], _TOLERANCE.value)[1] for tokens, losses in measured.items()}
     console.print(table(measured, sizes, critical))
-    stages = " ".join(f"{start}:{size}" for start, size in doubled(critical, run.batches[0].tokens).items())
-    console.print(
-        f"doubled where the critical batch is twice as large: --config.batch.growth='{stages}'", soft_wrap=True
-    )
+    say(console, proposal(doubled(critical, run.batches[0].tokens)))
     figure(measured, sizes, _TOLERANCE.value, workdir / "branches" / "branches.png", workdir.name)
     return 0
 
 
+def proposal(stages: dict[int, int]) -> str:
+    """What {tokens: batch, tokens}, of a batch that doubles where its critical batch allows, says to do."""
+    if len(stages) == 1:
+        return "no critical batch is more than twice the run's first batch: the batch should not grow"
+    text = " ".join(f"{start}:{size}" for start, size in stages.items())
+    return f"doubled where the critical batch is twice as large: --config.batch.growth='{text}'"
+
+
 def integers(flag) -> list[int]:
-    """Those of a list flag, in order. InputError: what is none, or below 1."""
-    values = sorted({int(word) if word.isdecimal() else 0 for word in flag.value})
-    if min(values, default=1) < 1:
+    """Those of a list flag, in order. InputError: what is none, or not from 1 to 2^63 - 1."""
+    values = sorted({int(word) if word.isdecimal() and len(word) < 20 else 0 for word in flag.value})
+    if not all(1 <= value < 2**63 for value in values):
         raise InputError(f"--{flag.name}={','.join(flag.value)}: must be whole numbers from 1 on, as in 1,2,4")
     return values
 
@@ -110,7 +118,8 @@ def figure(measured: dict[int, dict[int, float]], sizes: dict[int, int], toleran
         axes.plot(np.array(list(losses)) * sizes[tokens], above, "o-", color=colour, label=f"from {tokens:,} tokens")
     axes.axhline(tolerance, color="0.5", lw=1, ls="--", label=f"tolerance {tolerance:g}")
     axes.set_xscale("log", base=2)
-    axes.set(xlabel="batch (tokens)", ylabel="loss above the best branch (nats/token)", title=title)
+    axes.set(xlabel="batch (tokens)", ylabel="loss above the best branch (nats/token)")
+    axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

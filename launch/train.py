@@ -1,7 +1,6 @@
 """Trains a model: python -m launch.train --config=configs/demo.py --workdir=runs/demo [--config.tokens=4000000 ...]"""
 
 import logging
-import sys
 
 from absl import flags
 
@@ -20,32 +19,33 @@ flags.register_validator("workdir", bool, message="name the folder of the run, a
 
 def main(config, console) -> int:
     from jaxlab import parallel  # a second of imports, after the flags have been read
+    from jaxlab.files import local
     from jaxlab.interop.workdir import go_on_from
     from jaxlab.train.build import build
     from jaxlab.train.checkpoint import NonFinite, SaveFailed
+    from jaxlab.train.log import say
     from jaxlab.train.loop import train
 
+    workdir = local(_WORKDIR.value, "--workdir")
+    source = _FROM.value and local(_FROM.value, "--start_from")
     console.quiet = not parallel.start(_PROCESSES.value)
     for name in ("absl", "asyncio"):  # Orbax: what matters of it is raised, and said in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
     run = build(config)
     if _RULES.value:
         for path, spec in parallel.table(run.program.shardings):
-            console.print(f"{path:50s} {spec}", highlight=False, soft_wrap=True)
+            say(console, f"{path:50s} {spec}")
         return 0
-    if _FROM.value:
-        go_on_from(run, _WORKDIR.value, _FROM.value)
     try:
-        result = train(run, _WORKDIR.value, console)
+        if source:
+            go_on_from(run, workdir, source)
+        result = train(run, workdir, console)
     except (NonFinite, SaveFailed) as error:
-        print(f"error: {error}; what was saved before is kept in {_WORKDIR.value}/checkpoints", file=sys.stderr)
-        return 1
+        return parallel.fail(f"{error}; what was saved before is kept in {workdir}/checkpoints")
     if result:
-        console.print(
-            f"{_WORKDIR.value}/curves.png, metrics.jsonl, result.json; {result['seconds']:,.0f} s of training"
-        )
-        console.print(f"validation {result['loss']:.4f} nats/token")
-        console.print(f"{result['bits_per_byte']:.2f} bits/byte")
+        say(console, f"{workdir}/curves.png, metrics.jsonl, result.json; {result['seconds']:,.0f} s of training")
+        say(console, f"validation {result['loss']:.4f} nats/token")
+        say(console, f"{result['bits_per_byte']:.2f} bits/byte")
     return 0
 
 

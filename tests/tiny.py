@@ -99,6 +99,11 @@ def rows(workdir: Path) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines]
 
 
+def result(workdir: Path) -> dict:
+    """What result.json says, without its checksum."""
+    return {k: v for k, v in json.loads((workdir / "result.json").read_text()).items() if k != "crc32"}
+
+
 def saved(workdir: Path) -> list[int]:
     """Tokens of the complete checkpoints, in order."""
     return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdecimal())

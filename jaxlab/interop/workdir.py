@@ -1,27 +1,27 @@
 """The model of a run: taken out of its workdir, or put into a new one to go on from."""
 
-import json
-from contextlib import closing
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
 from jaxlab.config import InputError, default
+from jaxlab.files import read_record, reading
 from jaxlab.interop.hugging_face import TRAINING
 from jaxlab.train.build import Run, build
-from jaxlab.train.checkpoint import Checkpoints, load
-from jaxlab.train.loop import check_run, claim, record
+from jaxlab.train.checkpoint import complete, load
+from jaxlab.train.loop import begin, check_run, claim, record
 from jaxlab.train.state import Clock
 
 
 def recorded_config(workdir: str | Path) -> ConfigDict:
-    """The config of the run in workdir. Raises InputError where there is none."""
+    """The config of the run in workdir. Raises InputError where there is none, or a damaged one."""
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise InputError(f"workdir={workdir}: holds no run")
-    config = default()
-    config.update_from_flattened_dict(json.loads(path.read_text())["config"])
+    config, recorded = default(), read_record(path, config=dict)["config"]
+    with reading(path):  # the tree refuses keys that it does not have, and values of another kind
+        config.update_from_flattened_dict(recorded)
     return config
 
 
@@ -38,29 +38,28 @@ def newest_params(run: Run, workdir: str | Path):
     return jax.tree.map(lambda x: x[0], run.program.params(state))
 
 
-def go_on_from(run: Run, workdir: str | Path, source: str) -> None:
+def go_on_from(run: Run, workdir: str | Path, source: str | Path) -> None:
     """Saves the newest parameters of the run in the workdir `source` as the checkpoint at 0 tokens of another run; does
-    nothing where that run has checkpoints already. Raises InputError as `newest_params` and `start_from` do."""
-    if any(Path(workdir).glob("checkpoints/*")):
+    nothing where that run has begun so already. Raises InputError as `newest_params` and `start_from` do."""
+    if complete(Path(workdir)):
+        claim(Path(workdir), record(run) | {"awaits": {"params_from": str(source)}})
         return
     other = build(recorded_config(source))
     start_from(run, workdir, other.program.model.c, newest_params(other, source), source)
 
 
-def start_from(run: Run, workdir: str | Path, model: dict, params, source: str) -> None:
+def start_from(run: Run, workdir: str | Path, model: dict, params, source: str | Path) -> None:
     """Saves params in workdir as the checkpoint at 0 tokens, from which the run's training goes on.
 
     model: keys of `config.model` that params were made with; source: where they are from, for messages and for the
     run's config.json. Every replica gets them, with a new optimiser state. Raises InputError for a model other than
     the run's, or a workdir that has checkpoints.
     """
-    _check_model(run.program.model.c, model, source)
+    _check_model(run.program.model.c, model, str(source))
     workdir = Path(workdir)
-    if any(workdir.glob("checkpoints/*")):
+    if complete(workdir):
         raise InputError(f"workdir={workdir}: holds checkpoints already")
-    claim(workdir, record(run) | {"params_from": source})
-    with closing(Checkpoints(workdir / "checkpoints", run.config.checkpoint.keep)) as checkpoints:
-        checkpoints.save(run.program.start(params), Clock(), {"params_from": source})
+    begin(run, workdir, run.program.start(params), Clock(), {"params_from": str(source)})
 
 
 def _check_model(mine, theirs: dict, source: str) -> None:

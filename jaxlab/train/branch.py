@@ -1,7 +1,6 @@
 """Branches of a run (Merrill et al. 2505.23971): from a checkpoint training goes on at several times the batch."""
 
 import math
-from contextlib import closing
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -10,8 +9,9 @@ from rich.console import Console
 from jaxlab.config import InputError
 from jaxlab.optim.batch_growth import size_at
 from jaxlab.train.build import Run, build, hypers
-from jaxlab.train.checkpoint import Checkpoints, NonFinite, load
-from jaxlab.train.loop import claim, record, train
+from jaxlab.train.checkpoint import NonFinite, complete, load
+from jaxlab.train.log import say
+from jaxlab.train.loop import begin, train
 
 
 def branch(run: Run, tokens: int, times: int, window: int) -> ConfigDict:
@@ -41,14 +41,12 @@ def loss(run: Run, workdir: Path, config: ConfigDict, tokens: int, folder: Path,
     """Held-out loss, nats/token, of the branch with `config` from the checkpoint at `tokens` of `run` in workdir, a run
     of its own in `folder`: inf if it diverged, None if it was told to stop."""
     one = build(config)
-    if not any(folder.glob("checkpoints/*")):
+    if not complete(folder):
         state, clock = load(workdir, run.program.abstract_state(), tokens)
-        claim(folder, record(one) | {"branch_of": str(workdir)})
-        with closing(Checkpoints(folder / "checkpoints", keep=1)) as saved:
-            saved.save(state, clock, record(one))
+        begin(one, folder, state, clock, {"branch_of": str(workdir), "began": list(clock)})
     try:
         result = train(one, folder, console)
     except NonFinite as error:
-        console.print(f"diverged: {error}", highlight=False, soft_wrap=True)
+        say(console, f"diverged: {error}")
         return math.inf
     return result and result["loss"]

@@ -1,15 +1,21 @@
 """Checkpoints: saved in the background, complete or not there, checked when they are written and when they are read."""
 
 import hashlib
+import json
 import shutil
-from collections.abc import Callable
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlab.config import InputError
+from jaxlab.files import first_line, read_record, seal
 from jaxlab.parallel import path_name
 from jaxlab.train.state import Clock, State, fingerprint, finite
 
@@ -27,8 +33,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int):
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = _manager(self.folder, max_to_keep=keep, cleanup_tmp_directories=True)
 
     def save(self, state: State, clock: Clock, record: dict) -> None:
         """Starts saving; returns once the state may be overwritten. A clock already saved is left as it is.
@@ -36,7 +41,7 @@ class Checkpoints:
         Raises NonFinite for a state that is not finite (a step with a finite loss may leave one behind), SaveFailed
         if this save or the one before it fails.
         """
-        if clock.tokens in self._manager.all_steps():
+        if _is_whole(self.folder / str(clock.tokens)):
             return
         bits, sound = _inspect(state)
         for (path, _), ok in zip(jax.tree_util.tree_leaves_with_path(state), sound, strict=True):
@@ -46,47 +51,31 @@ class Checkpoints:
         free, size = shutil.disk_usage(self.folder).free, state_bytes(state)
         if free < size:  # known beforehand, it is one line; met by Orbax's threads, pages of tracebacks
             raise SaveFailed(f"{self.folder}: {free / 1e6:,.1f} MB free, and a checkpoint needs {size / 1e6:,.1f} MB")
+        if clock.tokens in _named(self.folder):
+            self._set_aside(clock.tokens, "damaged")
         record = record | {"clock": list(clock), "fingerprint": bits, "replicas": state.replicas}
         # Orbax holds views of the arrays until they are written. JAX does not let a step overwrite a buffer that has
         # been handed out: donation then falls back to a copy, also on CPU where host and device memory are the same.
-        args = ocp.args.Composite(state=ocp.args.StandardSave(_parts(state)), record=ocp.args.JsonSave(record))
+        record = ocp.args.JsonSave(json.loads(seal(record)))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_parts(state)), record=record)
         self._checked(self._manager.save, clock.tokens, args=args, force=True)
 
-    def restore(self, abstract: State, report: Callable[[str], None]) -> tuple[State, Clock] | None:
-        """The newest sound checkpoint as (state, clock), or None where none was ever saved.
+    def restore(
+        self, abstract: State, report: Callable[[str], None], possible: Callable[[Clock], bool] = lambda clock: True
+    ) -> tuple[State, Clock] | None:
+        """The newest sound checkpoint as (state, clock), or None where none was ever saved; see `restore_together`."""
+        found = restore_together([self], abstract, [report], possible)
+        return found and found[0]
 
-        abstract: shapes, dtypes and shardings wanted; the mesh may differ from the one that saved, and the state comes
-        with as many replicas as it was saved with. Damaged checkpoints newer than that are reported and set aside as
-        `damaged-...`. Raises InputError if all are damaged.
-        """
-        damaged = {}
-        for tokens in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                found = _read(self._manager, tokens, abstract)
-            except Exception as error:  # whatever a broken file makes the reader raise
-                damaged[tokens] = _first_line(error)
-                continue
-            for newer, reason in damaged.items():
-                aside = self._set_aside(newer)
-                report(f"checkpoint {newer} is damaged ({reason}): set aside as {aside}, using {tokens}")
-            self._manager.reload()
-            return found
-        if damaged:
-            reasons = "; ".join(f"{tokens}: {reason}" for tokens, reason in damaged.items())
-            raise InputError(
-                f"{self.folder}: all checkpoints are damaged ({reasons}); "
-                "bring one back, or start again in another workdir"
-            )
-        return None
-
-    def steps(self) -> list[int]:
-        """Tokens at which a checkpoint is there."""
-        return list(self._manager.all_steps())
-
-    def _set_aside(self, tokens: int) -> str:
-        taken = len(list(self.folder.glob(f"damaged-{tokens}*")))
-        name = f"damaged-{tokens}" + (f"-{taken + 1}" if taken else "")
-        shutil.move(self.folder / str(tokens), self.folder / name)
+    def _set_aside(self, tokens: int, why: str) -> str:
+        """Renames what has the name of a checkpoint, so that it no longer has; returns the new name."""
+        taken = len(list(self.folder.glob(f"{why}-{tokens}*")))
+        name = f"{why}-{tokens}" + (f"-{taken + 1}" if taken else "")
+        multihost_utils.sync_global_devices(f"{tokens} is to be renamed")  # all have seen what there is
+        if jax.process_index() == 0:
+            shutil.move(self.folder / str(tokens), self.folder / name)
+        multihost_utils.sync_global_devices(f"{tokens} is renamed")
+        self._manager.reload()
         return name
 
     def interrupted(self, tokens: int) -> bool:
@@ -105,12 +94,66 @@ class Checkpoints:
         try:
             call(*args, **kwargs)
         except Exception as error:  # of the file system, wrapped by whichever library met it
-            raise SaveFailed(f"{self.folder}: a checkpoint could not be saved ({_first_line(error)})") from error
+            raise SaveFailed(f"{self.folder}: a checkpoint could not be saved ({first_line(error)})") from error
 
 
-def held(workdir: Path) -> list[int]:
-    """Tokens at which workdir has a complete checkpoint, in order."""
-    return sorted(int(p.name) for p in workdir.glob("checkpoints/*") if p.name.isdecimal())
+def restore_together(
+    group: Sequence[Checkpoints],
+    abstract: State,
+    reports: Sequence[Callable[[str], None]],
+    possible: Callable[[Clock], bool] = lambda clock: True,
+) -> list[tuple[State, Clock]] | None:
+    """(state, clock) of each run of a group at the newest token where all have a sound checkpoint; None where none was
+    ever saved.
+
+    abstract: shapes, dtypes and shardings wanted; the mesh may differ from the one that saved, and a state comes with
+    as many replicas as it was saved with. possible(clock): whether the runs ever are there. What is newer is reported,
+    and set aside as `damaged-...`, or as `unused-...` where it is another run's that is damaged. Raises InputError,
+    and leaves everything in place, if there is no such token.
+    """
+    damaged = [{} for _ in group]
+    there = [_named(one.folder) for one in group]
+    for tokens in sorted({tokens for names in there for tokens in names}, reverse=True):
+        found = []
+        for one, names, bad in zip(group, there, damaged, strict=True):
+            if tokens in names:
+                try:
+                    found.append(_read(one._manager, tokens, abstract, possible))
+                except Exception as error:  # whatever a broken file makes the reader raise
+                    bad[tokens] = first_line(error)
+        if len(found) == len(group):
+            for one, names, bad, report in zip(group, there, damaged, reports, strict=True):
+                for newer in sorted((n for n in names if n > tokens), reverse=True):
+                    aside = one._set_aside(newer, "damaged" if newer in bad else "unused")
+                    why = f"is damaged ({bad[newer]})" if newer in bad else "is not one that all of the population have"
+                    report(f"checkpoint {newer} {why}: set aside as {aside}, using {tokens}")
+            return found
+    for one, bad in zip(group, damaged, strict=True):
+        if bad:
+            reasons = "; ".join(f"{tokens}: {reason}" for tokens, reason in bad.items())
+            raise InputError(
+                f"{one.folder}: all checkpoints are damaged ({reasons}); "
+                "bring one back, or start again in another workdir"
+            )
+    if any(there):
+        raise InputError(f"{group[0].folder}: has no checkpoint in common with the other members of its population")
+    return None
+
+
+def complete(workdir: Path) -> list[int]:
+    """Tokens at which workdir has a complete checkpoint, in order. One that is being written, or whose writing was cut
+    off, has another name; an empty folder, or a file, is none."""
+    folder = workdir / "checkpoints"
+    return [tokens for tokens in _named(folder) if _is_whole(folder / str(tokens))]
+
+
+def _named(folder: Path) -> list[int]:
+    """The tokens of whatever has the name of a checkpoint, in order."""
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal() and p.name == str(int(p.name)))
+
+
+def _is_whole(path: Path) -> bool:
+    return path.is_dir() and any(path.iterdir())
 
 
 def load(workdir: Path, abstract: State, tokens: int | None = None) -> tuple[State, Clock]:
@@ -119,28 +162,68 @@ def load(workdir: Path, abstract: State, tokens: int | None = None) -> tuple[Sta
 
     Raises InputError where there is none, or a damaged one.
     """
-    there = held(workdir)
+    there = complete(workdir)
     if not there:
         raise InputError(f"workdir={workdir}: holds no checkpoint yet")
     tokens = there[-1] if tokens is None else tokens
     if tokens not in there:
         raise InputError(f"workdir={workdir}: has no checkpoint at {tokens} tokens, but {', '.join(map(str, there))}")
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options) as manager:
+    with _manager((workdir / "checkpoints").absolute(), read_only=True) as manager:
         try:
             return _read(manager, tokens, abstract)
         except Exception as error:  # whatever a broken file makes the reader raise
-            raise InputError(f"workdir={workdir}: checkpoint {tokens} is damaged ({_first_line(error)})") from error
+            raise InputError(f"workdir={workdir}: checkpoint {tokens} is damaged ({first_line(error)})") from error
 
 
-def _read(manager: ocp.CheckpointManager, tokens: int, abstract: State) -> tuple[State, Clock]:
-    record = manager.restore(tokens, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
-    parts = _parts(_of_replicas(abstract, record.get("replicas", abstract.replicas)))
-    state = State(**manager.restore(tokens, args=ocp.args.Composite(state=ocp.args.StandardRestore(parts))).state)
+def _manager(folder: Path, **options) -> ocp.CheckpointManager:
+    """Orbax's manager of a folder. It takes [, * and ? in a path for a pattern, and does not find what it has written
+    there itself: for such a folder it gets a link."""
+    path, link = folder, None
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; must be the folder of a run's checkpoints")
+    if set(str(folder)) & set("[*?"):
+        folder.mkdir(parents=True, exist_ok=True)
+        link = tempfile.TemporaryDirectory()
+        path = Path(link.name) / folder.name
+        path.symlink_to(folder)
+    manager = ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(**options))
+    if link:
+        weakref.finalize(manager, link.cleanup)
+    return manager
+
+
+def _read(
+    manager: ocp.CheckpointManager,
+    tokens: int,
+    abstract: State,
+    possible: Callable[[Clock], bool] = lambda clock: True,
+) -> tuple[State, Clock]:
+    """A checkpoint, every bit of it checked; what is wrong with it is raised, in all processes."""
+    record, state, wrong = {}, None, None
+    try:
+        record = _read_record(Path(manager.directory) / str(tokens), tokens, possible)
+        parts = _parts(_of_replicas(abstract, record.get("replicas", abstract.replicas)))
+        state = State(**manager.restore(tokens, args=ocp.args.Composite(state=ocp.args.StandardRestore(parts))).state)
+    except Exception as error:  # whatever a broken file makes the reader raise
+        wrong = error
+    if jax.process_count() > 1 and multihost_utils.process_allgather(np.bool_(wrong is not None)).any():
+        wrong = wrong or ValueError("another process cannot read it")
+    if wrong:
+        raise wrong
     if _inspect(state)[0] != record["fingerprint"]:
         raise ValueError("its bits differ from those saved")
-    clock = record["clock"]  # older ones have the sequences between the tokens and the steps
-    return state, Clock(clock[0], clock[-1])
+    return state, record["clock"]
+
+
+def _read_record(folder: Path, tokens: int, possible: Callable[[Clock], bool]) -> dict:
+    """The record of the checkpoint in `folder`, its clock as a Clock."""
+    if not _is_whole(folder):
+        raise ValueError("it is an empty folder" if folder.is_dir() else "it is a file")
+    record = read_record(folder / "record" / "metadata", fingerprint=list, clock=list)
+    clock = Clock(record["clock"][0], record["clock"][-1])  # older ones have the sequences between the two
+    if not (type(clock.steps) is int and clock.tokens == tokens and possible(clock)):
+        raise ValueError(f"it says {clock.tokens} tokens and {clock.steps} steps, which this run does not have there")
+    return record | {"clock": clock}
 
 
 def _parts(state: State) -> dict:
@@ -164,7 +247,7 @@ def _of_replicas(abstract: State, replicas: int) -> State:
 def check_space(workdir: Path, keep: int, abstract: State) -> None:
     """Raises InputError if the disk has no room for keep + 1 checkpoints (one is written before one is deleted)."""
     size = state_bytes(abstract)
-    needed = size * max(1, keep + 1 - len(held(workdir)))
+    needed = size * max(1, keep + 1 - len(complete(workdir)))
     existing = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -192,7 +275,3 @@ def _inspection(state):
 def _inspect(state) -> tuple[list[int], list[bool]]:
     """The fingerprint of a state, and for each leaf whether it is finite throughout."""
     return tuple(x.tolist() for x in jax.device_get(_inspection(state)))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,6 +1,5 @@
 """What a run writes and shows as it goes: metrics.jsonl, TensorBoard events, a progress bar."""
 
-import json
 import os
 import time
 from pathlib import Path
@@ -9,6 +8,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from jaxlab.files import mended_rows, read_rows, sealed_row
+
+ROW = {"kind": str, "tokens": int}  # keys that every row has, and their kinds
 QUIET_SECONDS = 15  # between lines where there is no terminal to draw a bar on
 
 
@@ -19,9 +21,9 @@ class Log:
     def __init__(self, workdir: Path, console: Console, *, total_tokens: int, start_tokens: int, tensorboard: bool):
         workdir.mkdir(exist_ok=True)
         self.path, self.last = workdir / "metrics.jsonl", {}
+        self._console, self.total = console, total_tokens
         self._drop_rows_after(start_tokens)
         self._file = self.path.open("a", buffering=1)
-        self._console, self.total = console, total_tokens
         self._events = Events(workdir / "tensorboard", start_tokens) if tensorboard else None
         columns = (TextColumn("{task.percentage:3.0f}%"), BarColumn(), TextColumn("{task.fields[status]}"))
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -32,16 +34,13 @@ class Log:
     def _drop_rows_after(self, tokens: int) -> None:
         """A run that resumes from an earlier checkpoint writes its later rows again."""
         if self.path.exists():
-            rows = [r for r in read(self.path) if r["tokens"] <= tokens]
-            part = self.path.with_suffix(".part")
-            part.write_text("".join(json.dumps(r) + "\n" for r in rows))
-            part.replace(self.path)
-            self.last = {r["kind"]: r for r in rows}
+            rows = mended_rows(self.path, self.say, lambda row: row["tokens"] <= tokens, **ROW)
+            self.last = {row["kind"]: row for row in rows}
 
     def row(self, kind: str, steps: int, tokens: int, values: dict) -> None:
         """Writes one row."""
         self.last[kind] = {"kind": kind, "steps": steps, "tokens": tokens} | values
-        self._file.write(json.dumps(self.last[kind]) + "\n")
+        self._file.write(sealed_row(self.last[kind]))
         if self._events:
             self._events.scalars({f"{kind}/{name}": value for name, value in values.items()}, tokens)
 
@@ -117,11 +116,6 @@ class Events:
 
 
 def read(path: Path) -> list[dict]:
-    """Rows of a metrics.jsonl; a last line cut off by a kill is left out."""
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """The sound rows of a metrics.jsonl; lines that are damaged, or cut off by a kill, are left out. Raises InputError
+    where there is no file."""
+    return read_rows(path, **ROW)[0]

@@ -22,9 +22,10 @@ from rich.console import Console
 
 from jaxlab.config import InputError, differences, flatten
 from jaxlab.cost import flops
+from jaxlab.files import read_record, write_record
 from jaxlab.train import report
 from jaxlab.train.build import Run
-from jaxlab.train.checkpoint import Checkpoints, NonFinite, check_space
+from jaxlab.train.checkpoint import Checkpoints, NonFinite, check_space, complete
 from jaxlab.train.log import Log, read, say
 from jaxlab.train.meter import Meter, peak_flops
 from jaxlab.train.plan import Call, crossed
@@ -43,28 +44,19 @@ def train(run: Run, workdir: str | Path, console: Console) -> dict | None:
     checkpoint cannot be written; what was saved before stays.
     """
     workdir, config, recorded = Path(workdir), run.config, record(run)
-    finished = (workdir / "result.json").exists()
-    if not finished:
+    if not (workdir / "result.json").exists():
         check_space(workdir, config.checkpoint.keep, run.program.abstract_state())
-    claim(workdir, recorded)
-    if finished:
+    claimed = claim(workdir, recorded)
+    if result := finished(workdir, console):
         say(console, f"{workdir} is already finished: nothing to do")
-        return json.loads((workdir / "result.json").read_text())
+        return result
     with stop_on_signal() as stopping, closing(Checkpoints(workdir / "checkpoints", config.checkpoint.keep)) as saved:
         peak, source = peak_flops(run.program.mesh)
         for line in report.header(run, peak, source):
             say(console, line)
-        state, clock = _start(run, saved, console)
+        state, clock = _start(run, saved, console, possible(run, claimed))
         meter = Meter(partial(flops.training_per_token, run.program.model.c), peak)
-        first = jax.process_index() == 0
-        log = Log(
-            workdir if first else workdir / f"process-{jax.process_index()}",
-            console,
-            total_tokens=config.tokens,
-            start_tokens=clock.tokens,
-            tensorboard=config.log.tensorboard and first,
-        )
-        with closing(log), _watched():
+        with closing(open_log(run, workdir, console, clock, claimed)) as log, _watched():
             state, clock = steps(run, state, clock, log, meter, saved, recorded, stopping)
             if state is None:
                 log.say(f"stopped at {clock.tokens:,} tokens, saved; the same command goes on from here")
@@ -72,9 +64,43 @@ def train(run: Run, workdir: str | Path, console: Console) -> dict | None:
             return finish(run, workdir, state, clock, log, saved, recorded)
 
 
-def _start(run: Run, checkpoints: Checkpoints, console: Console) -> tuple[State, Clock]:
+def finished(workdir: Path, console: Console) -> dict | None:
+    """What result.json says, None where there is none. A damaged one is set aside, for the run to be finished again;
+    InputError if no checkpoint is left to do so from."""
+    path = workdir / "result.json"
+    if not path.exists():
+        return None
+    try:
+        return read_record(path, tokens=int, steps=int, loss=float, bits_per_byte=float, seconds=(int, float))
+    except InputError as error:
+        if not complete(workdir):
+            raise
+        if jax.process_index() == 0:
+            path.replace(path.with_name("result.json.damaged"))
+        say(console, f"{error}: set aside as result.json.damaged; the run ends again from its last checkpoint")
+        return None
+
+
+def open_log(run: Run, workdir: Path, console: Console, clock: Clock, claimed: dict) -> Log:
+    """The log of a run that goes on from `clock`, where it says if rows before that are missing."""
+    first = jax.process_index() == 0
+    log = Log(
+        workdir if first else workdir / f"process-{jax.process_index()}",
+        console,
+        total_tokens=run.config.tokens,
+        start_tokens=clock.tokens,
+        tensorboard=run.config.log.tensorboard and first,
+    )
+    last = log.last.get("train", {"tokens": _began(claimed).tokens})["tokens"]
+    if last != clock.tokens:
+        log.say(f"{log.path}: the rows from {last:,} to {clock.tokens:,} tokens, where training goes on, are missing")
+    return log
+
+
+def _start(run: Run, checkpoints: Checkpoints, console: Console, possible: Callable) -> tuple[State, Clock]:
     """The state to go on from, and the step compiled for it where there are steps to take."""
-    state, clock = newest(run, checkpoints, lambda line: say(console, line))
+    report_line = partial(say, console)
+    state, clock = of_run(run, checkpoints.restore(run.program.abstract_state(), report_line, possible), report_line)
     if clock.steps:
         say(console, f"resuming  at {clock.tokens:,} tokens, step {clock.steps:,}")
     if next(run.calls(clock), None):
@@ -84,14 +110,31 @@ def _start(run: Run, checkpoints: Checkpoints, console: Console) -> tuple[State,
     return state, clock
 
 
-def newest(run: Run, checkpoints: Checkpoints, report: Callable[[str], None]) -> tuple[State, Clock]:
-    """The newest state in `checkpoints`, with the run's number of replicas, or that before the first step."""
-    found = checkpoints.restore(run.program.abstract_state(), report)
+def of_run(run: Run, found: tuple[State, Clock] | None, report: Callable[[str], None]) -> tuple[State, Clock]:
+    """What was found in a checkpoint, with the run's number of replicas; where nothing was, before the first step."""
     state, clock = found or (run.program.init(np.uint32(run.config.seed)), Clock())
     if state.replicas != run.config.replicas:
         report(f"saved with {state.replicas} replicas: {run.config.replicas} go on from the global parameters")
         state = run.program.regroup(state)
     return state, clock
+
+
+def possible(run: Run, claimed: dict) -> Callable[[Clock], bool]:
+    """Whether a run, of which config.json says what is claimed, is ever at a clock: of a batch that grows only by its
+    tokens, as its sizes are rounded to the devices of the day."""
+    b, began = run.config.batch, _began(claimed)
+    grows = b.growth or b.context_growth or ("branch_of" in claimed and "began" not in claimed)
+
+    def is_possible(clock):
+        tokens, taken = clock.tokens - began.tokens, clock.steps - began.steps
+        return 0 <= tokens <= run.config.tokens - began.tokens and (grows or tokens == taken * b.tokens)
+
+    return is_possible
+
+
+def _began(claimed: dict) -> Clock:
+    """Where a run's first step started: a branch's at the clock of its checkpoint."""
+    return Clock(*claimed.get("began", Clock()))
 
 
 def steps(run, state, clock, log, meter, checkpoints, record, stopping) -> tuple[State | None, Clock]:
@@ -194,11 +237,14 @@ def finish(run, workdir, state, clock, log, checkpoints, record) -> dict:
     rows = read(log.path)
     result = {"tokens": clock.tokens, "steps": clock.steps, "epochs": run.train.epochs(clock.tokens)}
     result |= {name: log.last["eval"][name] for name in ("loss", "bits_per_byte")}
-    result["seconds"] = round(sum(r["seconds"] for r in rows if r["kind"] == "train"), 1)
+    trained = [row for row in rows if row["kind"] == "train"]
+    result["seconds"] = round(sum(row["seconds"] for row in trained), 1)
     checkpoints.wait()
     if jax.process_index() == 0:
-        report.figure(rows, workdir / "curves.png", f"{run.config.model.family}, {run.config.data.source}")
-        _write_json(workdir / "result.json", result)
+        if trained:  # there are rows of steps, unless they were lost
+            source = run.config.data.source.replace("$", r"\$")  # which would begin a formula
+            report.figure(rows, workdir / "curves.png", f"{run.config.model.family}, {source}")
+        write_record(workdir / "result.json", result)
     return result
 
 
@@ -215,27 +261,61 @@ def check_run(run: Run, workdir: Path) -> None:
     claim(workdir, record(run))
 
 
-def claim(workdir: Path, record: dict) -> None:
-    """Makes workdir this run's, or checks that it is: InputError with the keys that differ."""
+def claim(workdir: Path, record: dict) -> dict:
+    """Makes workdir this run's, or checks that it is, and returns what config.json says.
+
+    record["awaits"]: where the parameters that the run starts with come from, {"params_from": FOLDER} or {"branch_of":
+    WORKDIR}; it stays in config.json until the first checkpoint is complete. Raises InputError with the keys that
+    differ, for a damaged config.json, and for a run that still awaits its parameters or got others.
+    """
     path = workdir / "config.json"
-    if path.exists():
-        held = json.loads(path.read_text())
-        differing = differences(held["config"], json.loads(json.dumps(record["config"])))
-        differing += [f"{k}: {v} -> {record['data'][k]}" for k, v in held["data"].items() if v != record["data"][k]]
-        if differing:
-            raise InputError(f"workdir={workdir}: holds a run that differs in " + "; ".join(differing))
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-        machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {devices}"
-        _write_json(path, record | {"machine": machine})
+    if not path.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+            machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {devices}"
+            write_record(path, record | {"machine": machine})
+        return record
+    claimed = read_record(path, config=dict, data=dict)
+    differing = differences(claimed["config"], json.loads(json.dumps(record["config"])))
+    differing += [
+        f"{k}: {v} -> {record['data'].get(k)}" for k, v in claimed["data"].items() if v != record["data"].get(k)
+    ]
+    if differing:
+        raise InputError(f"workdir={workdir}: holds a run that differs in " + "; ".join(differing))
+    arrived, source, wanted = complete(workdir), _source(claimed), _source(record)
+    if wanted and wanted != source:
+        raise InputError(
+            f"workdir={workdir}: holds a run that starts from {source or 'random parameters'}, not {wanted}"
+        )
+    if source and not wanted and not arrived:
+        raise InputError(
+            f"workdir={workdir}: the parameters of {source}, from which its run starts, are not there yet: give the "
+            "command again that began it"
+        )
+    if arrived and "awaits" in claimed:
+        claimed |= claimed.pop("awaits")
+        if jax.process_index() == 0:
+            write_record(path, claimed)
+    return claimed
 
 
-def _write_json(path: Path, content: dict) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)
+def _source(claimed: dict) -> Path | None:
+    """The folder that a run's first parameters come from."""
+    origin = claimed | claimed.get("awaits", {})
+    folder = origin.get("params_from", origin.get("branch_of"))
+    return folder and Path(folder).resolve()
+
+
+def begin(run: Run, workdir: Path, state: State, clock: Clock, origin: dict) -> None:
+    """Makes workdir a run whose first checkpoint is this state, which comes from `origin` (see `claim`). Cut off at any
+    moment, it has the checkpoint, or says what it waits for."""
+    recorded = record(run)
+    check_space(workdir, run.config.checkpoint.keep, state)
+    claim(workdir, recorded | {"awaits": origin})
+    with closing(Checkpoints(workdir / "checkpoints", run.config.checkpoint.keep)) as saved:
+        saved.save(state, clock, recorded | origin)
+    claim(workdir, recorded | {"awaits": origin})
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from jaxlab.config import flatten
 from jaxlab.cost import flops
 from jaxlab.train import loop
 from jaxlab.train.build import Run
-from jaxlab.train.checkpoint import Checkpoints, NonFinite, held
+from jaxlab.train.checkpoint import Checkpoints, NonFinite, complete, restore_together
 from jaxlab.train.log import Log, say
 from jaxlab.train.meter import Meter, peak_flops
 from jaxlab.train.plan import Call, crossed
@@ -49,7 +49,7 @@ def alike(run: Run, other: Run) -> bool:
 
 def in_step(workdirs: list[Path]) -> bool:
     """Whether all runs have their newest checkpoint, or none, at the same token: only then can they go on together."""
-    return len({max(held(workdir), default=0) for workdir in workdirs}) == 1
+    return len({max(complete(workdir), default=0) for workdir in workdirs}) == 1
 
 
 def train_together(runs: list[Run], workdirs: list[Path], consoles: list[Console]) -> list[dict | NonFinite | None]:
@@ -60,8 +60,7 @@ def train_together(runs: list[Run], workdirs: list[Path], consoles: list[Console
     A member's seconds are its share of the population's.
     """
     with loop.stop_on_signal() as stopping, ExitStack() as stack:
-        members = [_member(*parts, stack) for parts in zip(runs, workdirs, consoles, strict=True)]
-        states, clock = _start(members)
+        members, states, clock = _start(runs, workdirs, consoles, stack)
         states, clock = _steps(members, states, clock, stopping)
         for i, member in enumerate(members):
             if states is not None and member.outcome is None:
@@ -70,21 +69,27 @@ def train_together(runs: list[Run], workdirs: list[Path], consoles: list[Console
     return [member.outcome for member in members]
 
 
-def _member(run: Run, workdir: Path, console: Console, stack: ExitStack) -> Member:
-    record = loop.record(run)
-    loop.claim(workdir, record)
-    checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", run.config.checkpoint.keep)))
-    say(console, f"member of a population; seed {run.config.seed}, peak_lr {run.config.schedule.peak_lr:g}")
-    start = max(checkpoints.steps(), default=0)
-    options = {"total_tokens": run.config.tokens, "start_tokens": start, "tensorboard": run.config.log.tensorboard}
-    log = stack.enter_context(closing(Log(workdir, console, **options)))
-    return Member(run, probes(run), workdir, record, log, checkpoints)
-
-
-def _start(members: list[Member]) -> tuple[State, Clock]:
-    """The stacked states of all members, and the clock that they share."""
-    found = [loop.newest(member.run, member.checkpoints, member.log.say) for member in members]
-    return jax.tree.map(lambda *x: jnp.stack(x), *[state for state, _ in found]), found[0][1]
+def _start(
+    runs: list[Run], workdirs: list[Path], consoles: list[Console], stack: ExitStack
+) -> tuple[list[Member], State, Clock]:
+    """The members, and what they go on from: their stacked states, and the clock that they share."""
+    records, reports = [loop.record(run) for run in runs], [partial(say, console) for console in consoles]
+    claimed = [loop.claim(workdir, record) for workdir, record in zip(workdirs, records, strict=True)]
+    saved = [Checkpoints(workdir / "checkpoints", runs[0].config.checkpoint.keep) for workdir in workdirs]
+    for checkpoints in saved:
+        stack.enter_context(closing(checkpoints))
+    for run, report in zip(runs, reports, strict=True):
+        report(f"member of a population; seed {run.config.seed}, peak_lr {run.config.schedule.peak_lr:g}")
+    possible = loop.possible(runs[0], claimed[0])
+    found = restore_together(saved, runs[0].program.abstract_state(), reports, possible) or [None] * len(runs)
+    found = [loop.of_run(*parts) for parts in zip(runs, found, reports, strict=True)]
+    clock, members = found[0][1], []
+    for run, workdir, record, console, said, checkpoints in zip(
+        runs, workdirs, records, consoles, claimed, saved, strict=True
+    ):
+        log = stack.enter_context(closing(loop.open_log(run, workdir, console, clock, said)))
+        members.append(Member(run, probes(run), workdir, record, log, checkpoints))
+    return members, jax.tree.map(lambda *x: jnp.stack(x), *[state for state, _ in found]), clock
 
 
 class _Fed:

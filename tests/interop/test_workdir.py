@@ -1,17 +1,22 @@
 """Out of a run, into the format of transformers, and into another run."""
 
+import json
 import re
 import shutil
 from contextlib import closing
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from jaxlab.config import InputError
 from jaxlab.data.store import load_tokenizer
+from jaxlab.files import write_record
 from jaxlab.interop.hugging_face import export, load
-from jaxlab.interop.workdir import newest_params, recorded_config, start_from
+from jaxlab.interop.workdir import go_on_from, newest_params, recorded_config, start_from
+from jaxlab.train import loop
 from jaxlab.train.build import build
 from jaxlab.train.checkpoint import Checkpoints
 from jaxlab.train.loop import read
@@ -96,8 +101,90 @@ def test_no_checkpoint_and_a_damaged_one(llama, workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "copy")
     record = tmp_path / "copy" / "checkpoints" / "2048" / "record" / "metadata"
     record.write_text(re.sub(r'"fingerprint": ?\[\d+', '"fingerprint": [1', record.read_text()))
-    with pytest.raises(InputError, match=re.escape("checkpoint 2048 is damaged (its bits differ from those saved)")):
+    with pytest.raises(InputError, match=r"checkpoint 2048 is damaged \(.*record/metadata: is damaged"):
         newest_params(build(llama), tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "checkpoints")
     with pytest.raises(InputError, match="holds no checkpoint yet"):
         newest_params(build(llama), tmp_path / "copy")
+
+
+@pytest.fixture
+def fresh(llama):
+    """Another run of the same model: a second seed, and one step."""
+    config = llama.copy_and_resolve_references()
+    config.seed, config.tokens, config.schedule.warmup_tokens, config.evaluate.every_tokens = 1, 512, 0, 0
+    return build(config)
+
+
+def cut_off(run, workdir, monkeypatch, begin):
+    """What a kill in the first save of begin(run, workdir) leaves: Orbax's folder of a save that is under way."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(self, *_):
+        (self.folder / "0.orbax-checkpoint-tmp").mkdir(parents=True)
+        (self.folder / "0.orbax-checkpoint-tmp" / "_CHECKPOINT_METADATA").write_text("{}")
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", die)
+        with pytest.raises(Killed):
+            begin(run, workdir)
+
+
+def first_loss(workdir):
+    return next(row["loss"] for row in read(workdir / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize("leftover", ["killed save", "empty folder", "file"])
+def test_cut_off_at_the_start_it_starts_from_those_parameters_or_says_what_to_do(
+    fresh, workdir, tmp_path, monkeypatch, leftover
+):
+    """As with --start_from."""
+    begin = partial(go_on_from, source=workdir)
+    begin(fresh, tmp_path / "whole")
+    loop.train(fresh, tmp_path / "whole", Console(quiet=True))
+    cut_off(fresh, tmp_path / "run", monkeypatch, begin)
+    assert "params_from" not in json.loads((tmp_path / "run" / "config.json").read_text())
+    if leftover != "killed save":
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "0.orbax-checkpoint-tmp")
+        place = tmp_path / "run" / "checkpoints" / "0"
+        place.mkdir() if leftover == "empty folder" else place.write_text("x")
+    with pytest.raises(InputError, match=f"the parameters of {workdir}.* are not there yet: give the command again"):
+        loop.train(fresh, tmp_path / "run", Console(quiet=True))
+    with pytest.raises(InputError, match="are not there yet"):
+        newest_params(fresh, tmp_path / "run")
+    begin(fresh, tmp_path / "run")
+    loop.train(fresh, tmp_path / "run", Console(quiet=True))
+    assert tiny.rows(tmp_path / "run") == tiny.rows(tmp_path / "whole")
+    assert tiny.fingerprint(tmp_path / "run") == tiny.fingerprint(tmp_path / "whole")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["params_from"] == str(workdir)
+    assert first_loss(tmp_path / "run") < np.log(257) - 0.4  # a model that knows nothing has log(257) at best
+
+
+def test_a_claim_of_an_older_version_awaits_its_parameters_too(fresh, workdir, tmp_path):
+    write_record(tmp_path / "config.json", loop.record(fresh) | {"params_from": str(workdir)})
+    with pytest.raises(InputError, match="are not there yet"):
+        loop.train(fresh, tmp_path, Console(quiet=True))
+    go_on_from(fresh, tmp_path, workdir)
+    assert tiny.saved(tmp_path) == [0]
+
+
+def test_a_run_that_began_otherwise_is_refused(fresh, workdir, tmp_path):
+    go_on_from(fresh, tmp_path / "begun", workdir)
+    go_on_from(fresh, tmp_path / "begun", str(workdir) + "/")
+    with pytest.raises(InputError, match=f"starts from {workdir}, not /elsewhere"):
+        go_on_from(fresh, tmp_path / "begun", "/elsewhere")
+    loop.train(fresh, tmp_path / "random", Console(quiet=True))
+    assert first_loss(tmp_path / "random") > np.log(257) - 0.1
+    with pytest.raises(InputError, match=f"starts from random parameters, not {workdir}"):
+        go_on_from(fresh, tmp_path / "random", workdir)
+
+
+def test_a_disk_without_room_leaves_nothing_behind(fresh, workdir, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000))
+    with pytest.raises(InputError, match="MB free, and the checkpoints need"):
+        go_on_from(fresh, tmp_path / "run", workdir)
+    assert not (tmp_path / "run").exists()

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from jaxlab.config import InputError
+from jaxlab.files import read_record, write_record
 from jaxlab.train import loop
 from jaxlab.train.branch import branch, loss
 from jaxlab.train.build import build
@@ -21,7 +22,7 @@ CONSTANT = {
 
 @pytest.fixture(scope="module")
 def parent(data, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("parent")
+    workdir = tmp_path_factory.mktemp("[bold]parent")
     run = build(tiny.config(data, **CONSTANT))
     loop.train(run, workdir, QUIET)
     return run, workdir
@@ -48,6 +49,32 @@ def test_the_rate_is_that_of_the_schedule_there(data):
     assert (found.batch.tokens, found.batch.micro_tokens, found.tokens) == (4_096, 512, 12_800)
 
 
+def test_decay_by_a_time_scale_is_that_of_the_runs_first_batch(data):
+    """0.1 for 512 tokens, a batch of 1,024 there and a branch of 4,096: 0.1 x 4,096 / 512."""
+    config = tiny.config(data, **CONSTANT, optim__weight_decay=0.1, optim__decay="timescale")
+    config.batch.growth = "0:512 2048:1024"
+    found = branch(build(config), 4_608, 4, 8_192)
+    assert found.optim.weight_decay == pytest.approx(0.8)
+    assert found.batch.tokens == 4_096
+
+
+def test_cut_off_in_its_first_save_a_branch_starts_from_the_checkpoint(parent, tmp_path):
+    """Orbax's folder of a save that is under way is no checkpoint."""
+    run, workdir = parent
+    config = branch(run, 4_096, 2, 1_024)
+    whole = loss(run, workdir, config, 4_096, tmp_path / "whole", QUIET)
+    (tmp_path / "branch" / "checkpoints" / "4096.orbax-checkpoint-tmp").mkdir(parents=True)
+    recorded = read_record(tmp_path / "whole" / "config.json")
+    origin = {key: recorded.pop(key) for key in ("branch_of", "began")}
+    assert origin == {"branch_of": str(workdir), "began": [4_096, 8]}
+    write_record(tmp_path / "branch" / "config.json", recorded | {"awaits": origin})
+    with pytest.raises(InputError, match="are not there yet"):
+        loop.train(build(config), tmp_path / "branch", QUIET)
+    assert loss(run, workdir, config, 4_096, tmp_path / "branch", QUIET) == whole
+    assert tiny.fingerprint(tmp_path / "branch") == tiny.fingerprint(tmp_path / "whole")
+    assert tiny.rows(tmp_path / "branch") == tiny.rows(tmp_path / "whole")
+
+
 def test_a_window_that_is_not_whole_batches_is_refused(parent):
     with pytest.raises(InputError, match="window=4096: must be whole batches of each branch, of 1536 tokens at 3"):
         branch(parent[0], 4_096, 3, 4_096)
@@ -67,3 +94,7 @@ def test_the_launcher_tells_the_critical_batch(parent, request):
     losses = [json.loads((workdir / f"branches/4096-x{k}/result.json").read_text())["loss"] for k in (1, 2, 8)]
     assert all(f"{value:.4f}" in done.stdout for value in losses)
     assert (workdir / "branches" / "branches.png").stat().st_size > 10_000
+    assert f"{workdir}/branches/4096-x8: 4,096 tokens a step" in done.stdout
+    alone = tiny.launch("branch", f"--workdir={workdir}", "--at=4096", "--times=1", "--window=4096", cache=cache)
+    assert "the batch should not grow" in alone.stdout, alone.stderr
+    assert "batch.growth" not in alone.stdout

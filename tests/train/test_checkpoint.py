@@ -1,5 +1,6 @@
 """Checkpoints: whatever happens to the files, what comes back is what was saved, and nothing is deleted."""
 
+import json
 import shutil
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 
 from jaxlab.config import InputError
 from jaxlab.train import checkpoint
-from jaxlab.train.checkpoint import Checkpoints, NonFinite, SaveFailed, check_space
+from jaxlab.train.checkpoint import Checkpoints, NonFinite, SaveFailed, check_space, complete, load, restore_together
 from jaxlab.train.state import Clock, State
 
 DAMAGE = {
@@ -52,11 +53,11 @@ def folder(tmp_path):
     return tmp_path / "checkpoints"
 
 
-def restore(folder):
+def restore(folder, **options):
     """(state, clock) or None, and the lines reported."""
     lines = []
     checkpoints = Checkpoints(folder, keep=3)
-    found = checkpoints.restore(abstract(), lines.append)
+    found = checkpoints.restore(abstract(), lines.append, **options)
     checkpoints.close()
     return found, lines
 
@@ -68,11 +69,31 @@ def test_restores_the_newest(folder):
     assert lines == []
 
 
+def test_a_key_names_every_bit_of_a_state(folder):
+    (found, _), _ = restore(folder)
+    key = checkpoint.state_key(found)
+    assert len(key) == 16
+    assert int(key, 16) >= 0
+    assert key == checkpoint.state_key(state(300))
+    one = found.params["b"]["c"]
+    other = found._replace(
+        params=found.params | {"b": {"c": one.at[0, 3, 4].set(jnp.nextafter(one[0, 3, 4], jnp.inf))}}
+    )
+    assert checkpoint.state_key(other) != key
+    assert checkpoint.state_key(found._replace(opt_state={"count": found.opt_state["count"] + 1})) != key
+
+
 def test_keeps_the_newest_ones(folder):
     checkpoints = Checkpoints(folder, keep=2)
     checkpoints.save(state(400), clock(400), {})
     checkpoints.close()
     assert sorted(p.name for p in folder.iterdir()) == ["300", "400"]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "checkpoints").write_text("x")
+    with pytest.raises(InputError, match="checkpoints: is a file; must be the folder"):
+        restore(tmp_path / "checkpoints")
 
 
 def test_no_checkpoint_is_not_an_error(tmp_path):
@@ -119,14 +140,153 @@ def test_flipped_data_is_noticed_by_the_fingerprint_alone(folder, monkeypatch):
     assert "bits differ" in lines[0]
 
 
-def test_empty_folder_and_leftovers_of_a_killed_save(folder):
+def rewritten(folder, **changes):
+    """The record of a checkpoint with other values; None: without the key."""
+    path = folder / "record" / "metadata"
+    record = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in record.items() if value is not None}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"clock": [301, 3]}, {"clock": [300, 5]}, {"clock": [10**30, 3]}, {"clock": []}, {"note": 301}, {"replicas": 2}],
+    ids=str,
+)
+def test_all_of_a_record_is_under_its_checksum(folder, changes):
+    rewritten(folder / "300", **changes)
+    (found, at), lines = restore(folder)
+    assert at == clock(200)
+    assert is_equal(found, 200)
+    assert len(lines) == 1
+    assert "checkpoint 300 is damaged" in lines[0]
+    assert "record/metadata" in lines[0]
+
+
+@pytest.mark.parametrize("steps", [5, -3, 3.0, "3", None])
+def test_a_clock_without_a_checksum_must_be_one_of_the_plan(folder, steps):
+    """As older versions saved it."""
+    plan = {"possible": lambda at: at.tokens == 100 * at.steps}
+    rewritten(folder / "300", crc32=None)
+    assert restore(folder, **plan)[0][1] == clock(300)
+    rewritten(folder / "300", clock=[300, steps])
+    (_, at), lines = restore(folder, **plan)
+    assert at == clock(200)
+    assert f"it says 300 tokens and {steps} steps, which this run does not have there" in lines[0]
+
+
+def test_a_checkpoint_under_another_name_is_damaged(folder):
+    (folder / "300").rename(folder / "400")
+    (_, at), lines = restore(folder)
+    assert at == clock(200)
+    assert "checkpoint 400 is damaged (it says 300 tokens" in lines[0]
+
+
+@pytest.mark.parametrize("kind", ["file", "empty folder"])
+def test_the_newest_replaced_by_something_else(folder, kind):
+    shutil.rmtree(folder / "300")
+    (folder / "300").write_text("x") if kind == "file" else (folder / "300").mkdir()
+    (found, at), lines = restore(folder)
+    assert at == clock(200)
+    assert is_equal(found, 200)
+    assert len(lines) == 1
+    assert f"checkpoint 300 is damaged (it is a{'n' * (kind != 'file')} {kind}): set aside as damaged-300" in lines[0]
+    assert (folder / "damaged-300").exists()
+
+
+def test_names_that_are_patterns_to_others(tmp_path):
+    """Orbax would not find what it has written in [x]."""
+    folder = tmp_path / "[bold]x? *" / "checkpoints"
+    for value in (100, 200, 300):
+        checkpoints = Checkpoints(folder, keep=2)
+        checkpoints.save(state(value), clock(value), {})
+        checkpoints.close()
+    assert sorted(p.name for p in folder.iterdir()) == ["200", "300"]
+    (found, _), lines = restore(folder)
+    assert is_equal(found, 300)
+    assert lines == []
+    assert is_equal(load(folder.parent, abstract(), 200)[0], 200)
+
+
+def test_a_save_takes_the_place_of_an_empty_folder(folder):
     (folder / "400").mkdir()
+    checkpoints = Checkpoints(folder, keep=3)
+    checkpoints.save(state(400), clock(400), {})
+    checkpoints.close()
+    (found, at), lines = restore(folder)
+    assert at == clock(400)
+    assert is_equal(found, 400)
+    assert lines == []
+
+
+def test_only_complete_checkpoints_are_listed_and_the_newest_is_loaded(folder):
+    (folder / "400").mkdir()
+    (folder / "500").write_text("x")
+    shutil.copytree(folder / "300", folder / "600.orbax-checkpoint-tmp")
+    shutil.copytree(folder / "300", folder / "0700")
+    assert complete(folder.parent) == [100, 200, 300]
+    assert complete(folder) == []
+    found, at = load(folder.parent, abstract())
+    assert at == clock(300)
+    assert is_equal(found, 300)
+    found, at = load(folder.parent, abstract(), 100)
+    assert at == clock(100)
+    assert is_equal(found, 100)
+    with pytest.raises(InputError, match="has no checkpoint at 400 tokens, but 100, 200, 300"):
+        load(folder.parent, abstract(), 400)
+
+
+def test_leftovers_of_a_killed_save_are_no_checkpoint(folder):
     shutil.copytree(folder / "300", folder / "500.orbax-checkpoint-tmp")
     (found, at), lines = restore(folder)
     assert at == clock(300)
     assert is_equal(found, 300)
-    assert len(lines) == 1
-    assert "checkpoint 400 is damaged" in lines[0]
+    assert lines == []
+
+
+@pytest.fixture
+def three(folder, tmp_path):
+    """Three runs with checkpoints at 100, 200, 300, and what restores them together."""
+    folders = [folder, tmp_path / "b", tmp_path / "c"]
+    for other in folders[1:]:
+        shutil.copytree(folder, other)
+
+    def together():
+        lines, group = [[] for _ in folders], [Checkpoints(one, keep=3) for one in folders]
+        try:
+            return restore_together(group, abstract(), [own.append for own in lines]), lines
+        finally:
+            for one in group:
+                one.close()
+
+    return folders, together
+
+
+def test_a_group_goes_on_from_what_all_have_and_nothing_is_lost(three):
+    folders, together = three
+    rewritten(folders[1] / "300", note=0)
+    shutil.rmtree(folders[2] / "300")
+    found, lines = together()
+    assert [at for _, at in found] == [clock(200)] * 3
+    assert all(is_equal(one, 200) for one, _ in found)
+    assert "checkpoint 300 is not one that all of the population have: set aside as unused-300" in lines[0][0]
+    assert "checkpoint 300 is damaged" in lines[1][0]
+    assert lines[2] == []
+    assert sorted(p.name for p in folders[0].iterdir()) == ["100", "200", "unused-300"]
+    assert sorted(p.name for p in folders[1].iterdir()) == ["100", "200", "damaged-300"]
+
+
+def test_a_group_without_a_sound_checkpoint_in_common_is_refused(three):
+    folders, together = three
+    for tokens in (100, 200):
+        shutil.rmtree(folders[0] / str(tokens))
+    shutil.rmtree(folders[1] / "300")
+    before = [sorted(one.rglob("*")) for one in folders]
+    with pytest.raises(InputError, match="has no checkpoint in common"):
+        together()
+    rewritten(folders[2] / "300", note=0)
+    with pytest.raises(InputError, match=r"c: all checkpoints are damaged .300: "):
+        together()
+    assert [sorted(one.rglob("*")) for one in folders] == before
 
 
 def test_a_set_aside_checkpoint_is_saved_again_and_may_be_damaged_again(folder):
@@ -206,7 +366,7 @@ def test_a_disk_that_has_filled_up_is_one_line(folder, monkeypatch):
 
 def test_space_is_checked(tmp_path, monkeypatch):
     size = (300 + 1024 + 1) * 4
-    (tmp_path / "run" / "checkpoints" / "100").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "100" / "state").mkdir(parents=True)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3 * size))
     check_space(tmp_path / "new", 2, abstract())

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
+from jaxlab.config import InputError
 from jaxlab.train import log as log_module
 from jaxlab.train import report
 from jaxlab.train.log import Log, read
@@ -74,6 +75,47 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
     log.close()
     assert [r["steps"] for r in read(log.path)] == [1, 2]
     assert len(log.path.read_text().splitlines()) == 2
+
+
+def written(workdir, count=5):
+    """metrics.jsonl of as many steps, and its lines."""
+    log = open_log(workdir)
+    for step in range(1, count + 1):
+        log.row("train", step, 100 * step, {"loss": 10.0 / step})
+    log.close()
+    return log.path, log.path.read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("bad", [b'{"kind": "train", "steps": 3\n', b"\xff\xfe\n", b"[]\n", b"null\n", b"{}\n", None])
+def test_one_bad_line_costs_no_sound_row(tmp_path, bad):
+    """None: one digit of a loss."""
+    path, lines = written(tmp_path)
+    lines[2] = lines[2].replace(b"3.33", b"3.34") if bad is None else bad
+    path.write_bytes(b"".join(lines))
+    assert [row["steps"] for row in read(path)] == [1, 2, 4, 5]
+    out = io.StringIO()
+    log = open_log(tmp_path, 400, Console(file=out, width=300))
+    log.row("train", 5, 500, {"loss": 2.5})
+    log.close()
+    assert [row["steps"] for row in read(path)] == [1, 2, 4, 5]
+    assert read(path)[-1]["loss"] == 2.5
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == lines[2]
+    said = [line for line in out.getvalue().splitlines() if "metrics.jsonl" in line]
+    assert len(said) == 1
+    assert "a line is damaged" in said[0]
+
+
+def test_rows_of_versions_without_checksums_stay(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "steps": 1, "tokens": 100, "loss": 2.0}\n')
+    log = open_log(tmp_path, 100)
+    log.row("train", 2, 200, {"loss": 1.0})
+    log.close()
+    assert [row["loss"] for row in read(log.path)] == [2.0, 1.0]
+
+
+def test_no_file_is_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: there is no such file"):
+        read(tmp_path / "metrics.jsonl")
 
 
 def test_without_a_terminal_a_line_now_and_then(tmp_path, monkeypatch):

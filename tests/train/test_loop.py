@@ -1,6 +1,9 @@
 """The loop: what stops a run, what it refuses, and what it must not do between steps."""
 
+import io
 import json
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +15,8 @@ import pytest
 from rich.console import Console
 
 from jaxlab.config import InputError
+from jaxlab.files import read_record, write_record
+from jaxlab.interop.workdir import recorded_config
 from jaxlab.train import loop
 from jaxlab.train.build import build
 from jaxlab.train.checkpoint import Checkpoints, NonFinite
@@ -42,7 +47,7 @@ def test_a_finished_run_says_so_and_does_not_compile(finished, data, monkeypatch
     monkeypatch.setattr(type(again.program), "compiling", property(lambda self: 1 / 0))
     console = Console(record=True, quiet=False, file=(finished / "again.txt").open("w"), width=200)
     result = loop.train(again, finished, console)
-    assert result == json.loads((finished / "result.json").read_text())
+    assert result == tiny.result(finished)
     assert "already finished" in console.export_text()
 
 
@@ -74,10 +79,88 @@ def test_another_config_in_the_same_folder_is_refused(finished, data, changes, k
 
 
 def test_another_store_in_the_same_folder_is_refused(run, finished, tmp_path):
-    claimed = json.loads((finished / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(claimed | {"data": claimed["data"] | {"corpus_sha256": "abc"}}))
+    claimed = read_record(finished / "config.json")
+    write_record(tmp_path / "config.json", claimed | {"data": claimed["data"] | {"corpus_sha256": "abc"}})
     with pytest.raises(InputError, match="corpus_sha256: abc -> "):
         loop.train(run, tmp_path, Console(quiet=True))
+
+
+def train(run, workdir):
+    """The result, and what was said."""
+    out = io.StringIO()
+    return loop.train(run, workdir, Console(file=out, width=500)), out.getvalue()
+
+
+BAD_RECORDS = [b"", b"[]", b"null", b"{}", b"\xff\x00", b'{"config": []}', b"[" * 5_000]
+
+
+@pytest.mark.parametrize("content", [*BAD_RECORDS, None], ids=lambda c: repr(c)[:20])
+def test_a_damaged_result_is_set_aside_and_reached_again(run, finished, tmp_path, content):
+    """None: one digit of the loss."""
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / "result.json"
+    whole = path.read_text()
+    content = content if content is not None else re.sub(r'("loss": \d\.)(\d)', r"\g<1>0", whole, count=1).encode()
+    assert content != whole.encode()
+    path.write_bytes(content)
+    result, said = train(run, tmp_path / "run")
+    assert result == tiny.result(tmp_path / "run") == tiny.result(finished)
+    assert (tmp_path / "run" / "result.json.damaged").read_bytes() == content
+    assert f"{path}: " in said
+    assert "set aside as result.json.damaged" in said
+    assert tiny.rows(tmp_path / "run") == tiny.rows(finished)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"result\.json: "):
+        train(run, tmp_path / "run")
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", BAD_RECORDS, ids=lambda c: repr(c)[:20])
+def test_a_damaged_config_is_one_line_that_names_it(run, finished, tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    for read in (lambda: train(run, tmp_path), lambda: recorded_config(tmp_path)):
+        with pytest.raises(InputError, match=r"config\.json: ") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("left", [0, 3])
+def test_missing_rows_of_a_run_that_goes_on_are_said(run, finished, tmp_path, left):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4096")
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:left]))
+    result, said = train(run, tmp_path / "run")
+    assert result["loss"] == tiny.result(finished)["loss"]
+    assert f"{path}: the rows from {left * 512:,} to 3,072 tokens, where training goes on, are missing" in said
+    path.unlink()
+    (tmp_path / "run" / "result.json").unlink()
+    result, said = train(run, tmp_path / "run")  # no step is left, and no row of any
+    assert result["loss"] == tiny.result(finished)["loss"]
+    assert f"{path}: the rows from 0 to 4,096 tokens, where training goes on, are missing" in said
+
+
+@pytest.mark.parametrize("changes", [{"clock": [3_072, 7]}, {"clock": [3_584, 7]}, {"clock": [10**30, 6]}])
+def test_a_clock_that_the_plan_does_not_have_is_damaged(run, finished, tmp_path, changes):
+    """In a record without a checksum, as older versions wrote it: the run goes on from the checkpoint before."""
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4096")
+    record = tmp_path / "run" / "checkpoints" / "3072" / "record" / "metadata"
+    content = json.loads(record.read_text()) | changes
+    del content["crc32"]
+    record.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="all checkpoints are damaged"):
+        train(run, tmp_path / "run")
+    record.write_text(json.dumps(content | {"clock": [3_072, 6]}))
+    assert train(run, tmp_path / "run")[0]["loss"] == tiny.result(finished)["loss"]
+
+
+def test_names_in_brackets_are_printed_as_they_are(run, tmp_path):
+    train(run, tmp_path / "[bold]x[/]")
+    assert train(run, tmp_path / "[bold]x[/]")[1] == f"{tmp_path}/[bold]x[/] is already finished: nothing to do\n"
 
 
 def test_other_compute_settings_may_go_on(finished, data):
@@ -173,12 +256,14 @@ def test_a_hang_shows_the_stacks_of_all_threads():
 
 def test_an_evaluation_does_not_slow_the_steps_around_it(data, tmp_path, monkeypatch):
     run = build(tiny.config(data, **FAST | {"evaluate__every_tokens": 1_024}, checkpoint__every_tokens=0))
-    original = loop.write_probe
+    original, clock, passed = loop.write_probe, time.perf_counter, [0.0]
+    monkeypatch.setattr("jaxlab.train.meter.time.perf_counter", lambda: clock() + passed[0])
 
     def slowly(*args):
-        time.sleep(1)
+        passed[0] += 1e6
         return original(*args)
 
     monkeypatch.setattr(loop, "write_probe", slowly)
     result = loop.train(run, tmp_path, Console(quiet=True))
-    assert result["seconds"] < 2  # of 8 steps; four evaluations took 4
+    assert passed == [4e6]
+    assert result["seconds"] < 1e6  # of 8 steps, without the evaluations

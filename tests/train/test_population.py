@@ -1,6 +1,7 @@
 """A population against its members trained alone: the same runs, whatever becomes of the others."""
 
 import json
+import shutil
 from contextlib import contextmanager
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_members_are_what_they_would_be_alone(runs, trained, tmp_path):
             continue
         alone = loop.train(runs[name], tmp_path / name, QUIET)
         assert outcome["loss"] == pytest.approx(alone["loss"], abs=2e-5)
-        assert json.loads((folder / name / "result.json").read_text()) == outcome
+        assert tiny.result(folder / name) == outcome
         ours, theirs = tiny.rows(folder / name), tiny.rows(tmp_path / name)
         assert [(r["kind"], r["steps"], r["tokens"]) for r in ours] == [
             (r["kind"], r["steps"], r["tokens"]) for r in theirs
@@ -85,7 +86,32 @@ def test_a_member_that_diverges_leaves_the_others_alone(trained):
     assert all(np.isfinite(outcome["loss"]) for outcome in outcomes[:2])
 
 
-def test_stopped_and_started_again_it_is_bit_for_bit_the_same(runs, trained, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def pair(runs, tmp_path_factory):
+    """Two members trained together, undisturbed."""
+    folder, sound = tmp_path_factory.mktemp("pair"), {name: runs[name] for name in ("slow", "other seed")}
+    together(sound, folder)
+    return folder, sound
+
+
+def test_with_one_damaged_checkpoint_all_go_on_from_what_they_have_in_common(pair, tmp_path):
+    """From 6,144 tokens, as one has nothing sound at 8,192; what is newer is dropped, and comes again."""
+    folder, sound = pair
+    for name in sound:
+        shutil.copytree(folder / name, tmp_path / name)
+        (tmp_path / name / "result.json").unlink()
+    (tmp_path / "slow" / "checkpoints" / "8192" / "record" / "metadata").write_text("{}")
+    assert population.in_step([tmp_path / name for name in sound])
+    outcomes = together(sound, tmp_path)
+    assert outcomes == [tiny.result(tmp_path / name) for name in sound]
+    for name, aside in (("slow", "damaged-8192"), ("other seed", "unused-8192")):
+        assert (tmp_path / name / "checkpoints" / aside).is_dir()
+        assert tiny.saved(tmp_path / name) == [6_144, 8_192]
+        assert tiny.fingerprint(tmp_path / name) == tiny.fingerprint(folder / name)
+        assert tiny.rows(tmp_path / name) == tiny.rows(folder / name)
+
+
+def test_stopped_and_started_again_it_is_bit_for_bit_the_same(pair, tmp_path, monkeypatch):
     class Stop:
         asked = 0
 
@@ -97,15 +123,13 @@ def test_stopped_and_started_again_it_is_bit_for_bit_the_same(runs, trained, tmp
     def stopping():
         yield Stop()
 
-    sound = {name: runs[name] for name in ("slow", "other seed")}
+    whole, sound = pair
     with monkeypatch.context() as patch:
         patch.setattr(loop, "stop_on_signal", stopping)
         assert together(sound, tmp_path) == [None, None]
     assert tiny.saved(tmp_path / "slow")[-1] == 7 * 512
     assert population.in_step([tmp_path / name for name in sound])
     together(sound, tmp_path)
-    whole = tmp_path / "whole"
-    together(sound, whole)
     for name in sound:
         assert tiny.fingerprint(tmp_path / name) == tiny.fingerprint(whole / name)
         assert tiny.rows(tmp_path / name) == tiny.rows(whole / name)

@@ -199,7 +199,7 @@ def test_it_goes_on_with_another_number_of_replicas(data, tmp_path):
     assert [row["steps"] for row in rows] == list(range(1, 17))
     with closing(Checkpoints(back_to(tmp_path / "two", tmp_path / "again", 4_096) / "checkpoints", keep=3)) as saved:
         two, _ = saved.restore(run.program.abstract_state(), print)
-        found, _ = loop.newest(four, saved, print)
+        found, _ = loop.of_run(four, saved.restore(four.program.abstract_state(), print), print)
     theta = run.program.params(two)
     for kept, new in zip(jax.tree.leaves(theta), jax.tree.leaves(found.params), strict=True):
         np.testing.assert_array_equal(new, np.broadcast_to(kept, new.shape))
@@ -216,10 +216,23 @@ def test_an_ordinary_run_starts_from_the_global_parameters(trained, tmp_path):
     for _ in range(2):  # the second time nothing is left to do
         go_on_from(ordinary, tmp_path / "new", str(workdir))
     with closing(Checkpoints(tmp_path / "new" / "checkpoints", keep=1)) as saved:
-        state, clock = loop.newest(ordinary, saved, print)
+        state, clock = loop.of_run(ordinary, saved.restore(ordinary.program.abstract_state(), print), print)
     assert clock == Clock()
     last = [row["loss"] for row in tiny.rows(workdir) if row["kind"] == "eval"][-1]
     assert ordinary.evaluate(state)["loss"] == pytest.approx(last, abs=1e-5)  # one replica or two: other sums
+
+
+def test_with_eager_updates_the_parameters_are_the_mean_of_replicas_that_differ(data):
+    run, draw = a_run(data, **EAGER), np.random.default_rng(0)
+    state = run.program.init(np.uint32(0))
+    (fragment,) = state.outer
+    apart = jax.tree.map(lambda p: draw.normal(size=p.shape).astype(np.float32), fragment.outer.params)
+    state = state._replace(outer=(fragment._replace(outer=fragment.outer._replace(params=apart)),))
+    found = jax.tree.leaves(run.program.params(state))
+    assert len(found) == len(jax.tree.leaves(apart))
+    for one, of_each in zip(found, jax.tree.leaves(apart), strict=True):
+        assert len(of_each) == 2
+        np.testing.assert_allclose(one[0], (np.float64(of_each[0]) + of_each[1]) / 2, rtol=1e-6, atol=1e-6)
 
 
 def test_agreement_is_the_mean_of_all_pairs():

@@ -240,7 +240,7 @@ def test_killed_and_resumed_it_measures_the_same(run, finished, tmp_path, monkey
 def test_spectra_may_be_asked_of_a_run_that_has_begun(run, finished, data):
     """They change nothing of what is trained."""
     other = build(tiny.config(data, **SHORT, spectra__at="every:1000"), run.program)
-    assert loop.train(other, finished, QUIET) == json.loads((finished / "result.json").read_text())
+    assert loop.train(other, finished, QUIET) == tiny.result(finished)
 
 
 def test_what_is_measured_are_the_global_parameters(run):
