@@ -1,7 +1,6 @@
 """Spectra measured during training: the numbers against numpy, and a run that measures is the run that does not."""
 
 import csv
-import json
 import signal
 from contextlib import suppress
 from dataclasses import replace
