@@ -86,6 +86,10 @@ class InputError(ValueError):
     """Bad input from a person. Launchers print its one line, which names the key, the value and what is allowed."""
 
 
+class RunFailed(RuntimeError):
+    """A run that had begun cannot go on. Launchers print its one line; what was saved before is kept."""
+
+
 def default() -> ConfigDict:
     """Every key that a run has, with its default: a 1.3M-parameter Chinchilla-type decoder on news text."""
     c = ConfigDict()

@@ -1,10 +1,12 @@
 """Where arrays live: the mesh, the table from parameter paths to mesh axes, and arrays built device by device."""
 
+import atexit
 import ctypes
 import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 
@@ -68,10 +70,11 @@ _several, _failing = threading.Event(), threading.Lock()
 
 def _end_when_another_is_lost() -> None:
     """A process hears of it by an exception of a collective or a barrier, on whichever thread, or by JAX's client of
-    the coordination service, which aborts the process. What C++ writes on stderr, pages of it, goes nowhere; what
-    Python writes arrives as before."""
-    stderr = os.dup(2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    the coordination service, which aborts the process. What C++ writes on stderr, pages of it, goes to a file that
+    the line names; what Python writes arrives as before."""
+    stderr, (pages, path) = os.dup(2), tempfile.mkstemp(prefix="jaxlab-", suffix=".stderr")
+    os.dup2(pages, 2)
+    atexit.register(os.unlink, path)
     sys.stderr = sys.__stderr__ = os.fdopen(stderr, "w", buffering=1)
     main, others = sys.excepthook, threading.excepthook
     sys.excepthook = lambda *raised: _fail_if_lost(raised[1]) or main(*raised)
@@ -99,6 +102,7 @@ def fail(message: str) -> int:
         _failing.acquire()  # never released: the first line is the only one
         if LOST.search(message):
             message = f"another process of the run is lost, or did not come; start all of them again ({message})"
+        message = f"{message}; what the libraries wrote is in {os.path.realpath('/proc/self/fd/2')}"
     print(f"error: {message}", file=sys.stderr, flush=True)
     if several:
         sys.stdout.flush()

@@ -7,7 +7,6 @@ Branches are runs in WORKDIR/branches/: finished ones are skipped, stopped ones 
 that doubles where it should; draws WORKDIR/branches/branches.png.
 """
 
-import logging
 import math
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def main(words: list[str], console: Console) -> int:
     from jaxlab.optim.noise_scale import branched
     from jaxlab.train.branch import branch, loss
     from jaxlab.train.build import build
-    from jaxlab.train.checkpoint import SaveFailed, complete
+    from jaxlab.train.checkpoint import complete
     from jaxlab.train.log import say
     from jaxlab.train.loop import check_run
 
@@ -46,8 +45,6 @@ def main(words: list[str], console: Console) -> int:
     if not 0 <= _TOLERANCE.value < math.inf:
         raise InputError(f"--tolerance={_TOLERANCE.value}: must be a number of nats/token from 0 on")
     console.quiet = not parallel.start(_PROCESSES.value)
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     run = build(recorded_config(workdir))
     check_run(run, workdir)
     there = complete(workdir)
@@ -63,10 +60,7 @@ def main(words: list[str], console: Console) -> int:
     for (tokens, k), config in configs.items():
         folder = workdir / "branches" / f"{tokens}-x{k}"
         say(console, f"\n{folder}: {config.batch.tokens:,} tokens a step")
-        try:
-            found = loss(run, workdir, config, tokens, folder, console)
-        except SaveFailed as error:
-            return parallel.fail(f"{error}; branches that have ended are kept")
+        found = loss(run, workdir, config, tokens, folder, console)
         if found is None:
             return 0
         measured[tokens][k] = found

@@ -1,6 +1,7 @@
 """What every launcher has in common: the config flag, and bad input answered with one line."""
 
 import io
+import logging
 import os
 import re
 import runpy
@@ -11,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jaxlab.config import InputError, check, check_keys, default, flatten, from_text
+from jaxlab.config import InputError, RunFailed, check, check_keys, default, flatten, from_text
 from jaxlab.files import first_line, local
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -38,13 +39,13 @@ def run(main: Callable[[ConfigDict, Console], int]) -> None:
             raise InputError(f"{words[0]}: only flags are understood, values after =")
         return read(experiment.value, changes)
 
-    _exit_with(lambda: main(read_config(), console()))
+    _exit_with(read_config, main)
 
 
 def run_actions(main: Callable[[list[str], Console], int]) -> None:
     """Exits with the status of main(words, console), words being what is left of the command line when the flags have
-    been read; bad input exits with 2 and one line on stderr."""
-    _exit_with(lambda: main(_words(sys.argv[1:]), console()))
+    been read; bad input exits with 2 and one line on stderr, a run that fails with 1 and one line."""
+    _exit_with(lambda: _words(sys.argv[1:]), main)
 
 
 def console(**options) -> Console:
@@ -114,16 +115,23 @@ def _words(arguments: list[str]) -> list[str]:
         raise InputError(str(error)) from error
 
 
-def _exit_with(status: Callable[[], int]) -> None:
+def _exit_with(read: Callable[[], object], main: Callable[[object, Console], int]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text of the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = status()
+        arguments = read()
+        for name in ("absl", "asyncio"):  # Orbax's: what matters of it is raised, and said in one line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        code = main(arguments, console())
         sys.stdout.flush()
         sys.exit(code)
     except InputError as error:
         _fail(str(error))
+    except RunFailed as error:
+        from jaxlab import parallel  # imports jax, which has run by now
+
+        sys.exit(parallel.fail(f"{error}; what was saved before is kept"))
     except BrokenPipeError:  # whoever read the output has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -9,7 +9,6 @@ arithmetic, are not scored again.
 import hashlib
 import itertools
 import json
-import logging
 import math
 import os
 import sys
@@ -186,8 +185,6 @@ def main(config, console) -> int:
 
     first = parallel.start(_PROCESSES.value)
     console.quiet, say = not first, partial(say_on, console)
-    for name in ("absl", "asyncio"):  # Orbax: what matters of it is raised, and said in one line
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     if not _TASKS.value.strip(", ") and not _STORES.value:
         raise InputError("--tasks, --stores: name something to evaluate, as in --tasks=hellaswag,piqa")
     workdir, data = local(_WORKDIR.value, "workdir"), config.data

@@ -1,8 +1,6 @@
 """Writes a trained model as a folder of transformers: python -m launch.export --config=configs/demo.py
 --workdir=runs/demo --to=exported/demo"""
 
-import logging
-
 from absl import flags
 
 from jaxlab.files import local
@@ -20,8 +18,6 @@ def main(config, console) -> int:
     from jaxlab.train.build import build
     from jaxlab.train.log import say
 
-    for name in ("absl", "asyncio"):  # Orbax: what matters of it is raised
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     workdir, folder = local(_WORKDIR.value, "workdir"), local(_TO.value, "to")
     run, tokenizer = build(config), load_tokenizer(config.data.store)
     model = run.program.model.c

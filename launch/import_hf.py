@@ -1,8 +1,6 @@
 """Starts a run from a folder of transformers: python -m launch.import_hf --config=configs/mine.py --from=FOLDER
 --workdir=runs/mine; then launch.train with the same config and workdir goes on from there."""
 
-import logging
-
 from absl import flags
 
 from jaxlab.files import local
@@ -20,8 +18,6 @@ def main(config, console) -> int:
     from jaxlab.train.build import build
     from jaxlab.train.log import say
 
-    for name in ("absl", "asyncio"):  # Orbax: what matters of it is raised
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     workdir, folder = local(_WORKDIR.value, "workdir"), local(_FROM.value, "from")
     run = build(config)
     check_tokenizer(load_tokenizer(config.data.store), folder)

@@ -1,7 +1,5 @@
 """Trains a model: python -m launch.train --config=configs/demo.py --workdir=runs/demo [--config.tokens=4000000 ...]"""
 
-import logging
-
 from absl import flags
 
 from launch import entry
@@ -22,26 +20,20 @@ def main(config, console) -> int:
     from jaxlab.files import local
     from jaxlab.interop.workdir import go_on_from
     from jaxlab.train.build import build
-    from jaxlab.train.checkpoint import NonFinite, SaveFailed
     from jaxlab.train.log import say
     from jaxlab.train.loop import train
 
     workdir = local(_WORKDIR.value, "--workdir")
     source = _FROM.value and local(_FROM.value, "--start_from")
     console.quiet = not parallel.start(_PROCESSES.value)
-    for name in ("absl", "asyncio"):  # Orbax: what matters of it is raised, and said in one line
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     run = build(config)
     if _RULES.value:
         for path, spec in parallel.table(run.program.shardings):
             say(console, f"{path:50s} {spec}")
         return 0
-    try:
-        if source:
-            go_on_from(run, workdir, source)
-        result = train(run, workdir, console)
-    except (NonFinite, SaveFailed) as error:
-        return parallel.fail(f"{error}; what was saved before is kept in {workdir}/checkpoints")
+    if source:
+        go_on_from(run, workdir, source)
+    result = train(run, workdir, console)
     if result:
         say(console, f"{workdir}/curves.png, metrics.jsonl, result.json; {result['seconds']:,.0f} s of training")
         say(console, f"validation {result['loss']:.4f} nats/token")

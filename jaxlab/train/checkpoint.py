@@ -14,17 +14,17 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxlab.config import InputError
+from jaxlab.config import InputError, RunFailed
 from jaxlab.files import first_line, read_record, seal
 from jaxlab.parallel import path_name
 from jaxlab.train.state import Clock, State, fingerprint, finite
 
 
-class NonFinite(RuntimeError):
+class NonFinite(RunFailed):
     """A number of the run is NaN or infinite: training has failed, and the message says where."""
 
 
-class SaveFailed(RuntimeError):
+class SaveFailed(RunFailed):
     """A checkpoint could not be written, for instance because the disk is full."""
 
 
