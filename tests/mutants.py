@@ -136,10 +136,10 @@ def drawn(package: str, each: int, seed: int) -> list[Fault]:
 def verdict(fault: Fault, copy: Path, timeout: int = LIMIT) -> tuple[str, str]:
     """(killed, the test that failed) or (survived, "")."""
     _, package, *_, file = Path(fault.path).parts
-    own = f"tests/{package}/test_{Path(file).stem}.py"
-    beside = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "tests" / package).glob("test_*.py"))
-    beside = [path for path in beside if Path(path).name not in APART]
-    tests = sorted(beside, key=lambda path: path != own)
+    own, module = f"test_{Path(file).stem}.py", fault.path.removesuffix(".py").replace("/", ".")
+    beside = [p for p in (copy / "tests" / package).glob("test_*.py") if p.name not in APART]
+    beside.sort(key=lambda p: (p.name != own, module not in p.read_text(), p.stat().st_size))  # the likeliest first
+    tests = [path.relative_to(copy).as_posix() for path in beside]
     path = copy / fault.path
     source = path.read_bytes()
     path.write_bytes(source[: fault.start] + fault.after.encode() + source[fault.end :])

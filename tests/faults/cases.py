@@ -474,8 +474,6 @@ RUN_PATHS = {  # of the actions that do something: launcher, action, flag: value
 FLAGS = """
 train | --workdr=x | workdr
 train | stray | stray
-train | --config.mesh.fsdp False | False
-train | --config.log.tensorboard true | true
 train | --config.tokens | tokens
 train | --config.model.depth=3 | depth
 train | --print_sharding=banana | print_sharding
@@ -718,16 +716,15 @@ def workdir_cases() -> Iterator[Case]:
         yield Case(f"train/config.json/{kind}", "train", TRAIN, "refused", ("config.json",), parts, make)
     make = changed("half/config.json", '"seed": 0', '"seed": 1')
     yield Case("train/config.json/digit", "train", TRAIN, "refused", ("config.json|seed",), parts, make)
-    finished = ("--config=config.py", "--workdir=run")
-    for kind in OURS:
-        make = damaged("run/result.json", kind)
-        yield Case(
-            f"train/result.json/{kind}", "train", finished, "refused", ("result.json",), "config store run", make
-        )
-    make = without("run/result.json", "bits_per_byte")
-    yield Case("train/result.json/no key", "train", finished, "refused", ("result.json",), "config store run", make)
-    make = edited("run/result.json", lambda c: c | {"loss": "low"})
-    yield Case("train/result.json/text", "train", finished, "refused", ("result.json",), "config store run", make)
+    # The last checkpoint is there: the damaged result is set aside and reached again.
+    finished, parts_run = ("--config=config.py", "--workdir=run"), "config store run"
+    makes = {kind: damaged("run/result.json", kind) for kind in OURS if kind != "missing"}
+    makes["no key"] = without("run/result.json", "bits_per_byte")
+    makes["text"] = edited("run/result.json", lambda c: c | {"loss": "low"})
+    makes["digit"] = changed("run/result.json", '"loss": ', '"loss": 1')
+    for kind, make in makes.items():
+        words = ("result.json", "bits/byte")
+        yield Case(f"train/result.json/{kind}", "train", finished, "either", words, parts_run, make, same_result)
     metrics = {
         "empty": damaged("half/metrics.jsonl", "empty"), "missing": damaged("half/metrics.jsonl", "missing"),
         "cut": damaged("half/metrics.jsonl", "cut"),
@@ -752,6 +749,11 @@ def workdir_cases() -> Iterator[Case]:
         "train/metrics.jsonl/folder", "train", TRAIN, "refused", ("metrics.jsonl",), parts, make, writes=("half/*",)
     )
     yield from checkpoint_cases(parts)
+
+
+def same_result(folder: Path, template: Template) -> str:
+    losses = [json.loads((place / "run/result.json").read_text())["loss"] for place in (folder, template.folder)]
+    return "" if losses[0] == losses[1] else f"loss {losses[0]}, not {losses[1]}"
 
 
 def fingerprint_only(folder: Path, template: Template) -> str:
@@ -1727,7 +1729,7 @@ def every() -> Iterator[Case]:
 CASES = list(every())
 SHORT = {  # of the test suite: cases that need no more than a store and a short run
     "train/key/quant.cast=garbage", "train/key/schedule.peak_lr=inf", "train/key/mesh.fsdp=banana", "train/file/exits",
-    "train/flags/--config.mesh.fsdp False", "train/--workdir/gs", "train/--workdir/null", "train/start_from/config.json null",
+    "train/flags/--config.tokens", "train/--workdir/gs", "train/--workdir/null", "train/start_from/config.json null",
     "train/meta.json/no eos", "train/result.json/list", "prepare/corpus/jsonl surrogate", "prepare/corpus/gz cut",
     "prepare/prepare.json/list", "evaluate/items/label 0.9", "evaluate/items/null", "study/own/exits", "study/--set/bool-two",
     "study/plan/dry run of 10^14 tokens", "inspect/npz/html", "branch/--tolerance/nan", "plan/ranks/wide field",
