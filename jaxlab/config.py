@@ -252,7 +252,8 @@ def check_keys(flat: dict) -> None:
         if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
             raise InputError(f"{key}={value!r}: must be {KINDS[kind]}")
         if kind is int and not -(2**63) <= value < 2**63:
-            raise InputError(f"{key}={value}: must be a whole number of 64 bits")
+            shown = value if abs(value) < 10**30 else f"{hex(value)[:20]}..."  # Python prints only 4,300 digits
+            raise InputError(f"{key}={shown}: must be a whole number of 64 bits")
         if kind is float and not (value == 0 or 2**-126 <= abs(value) < 2**128):
             raise InputError(f"{key}={value}: must be a finite number, 0 or from 1e-38 to 3e38 in size")
         if kind is str and not _is_name(value):

@@ -19,16 +19,16 @@ CHECKSUM = "crc32"  # the key of a record that holds the checksum of all others
 def local(text: str | Path, key: str) -> Path:
     """The path on a disk that a person gave for `key`, with `~` and `~user` expanded.
 
-    Raises InputError, naming the key, for an empty path, an address such as gs://..., an unknown user or a null
-    character.
+    Raises InputError, naming the key, for an empty path, an address such as gs://..., an unknown user, a null
+    character and what is not UTF-8.
     """
     text = str(text)
     if not text:
         raise InputError(f"{key}=: must name a file or a folder")
     if "://" in text:
         raise InputError(f"{key}={text}: must be on a disk that is mounted here; only data.store takes an address")
-    if "\0" in text:
-        raise InputError(f"{key}={text!r}: a path has no null characters")
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):  # surrogates stand for bytes that are no text
+        raise InputError(f"{key}={text!a}: a path must be UTF-8 text without null characters")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:  # of pathlib, for ~user
@@ -93,11 +93,22 @@ def _shown(value) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within it, an OSError that names no file, as that of a full disk, names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = path
+        raise
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Writes a file beside its place and renames it: whoever looks finds the old file or the new one, whole."""
     part = path.with_name(f"{path.name}.part")
     try:
-        with part.open("wb") as file:
+        with writing(path), part.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())

@@ -60,6 +60,8 @@ def start(processes: str) -> bool:
     _end_when_another_is_lost()
     try:
         jax.distributed.initialize(**options)
+    except ValueError as error:
+        raise InputError(f"processes={processes}: {first_line(error)}") from error
     except Exception as error:  # of many kinds: no such host, a port in use, no cluster, nobody there in time
         fail(f"processes={processes}: {first_line(error)}")
     return jax.process_index() == 0

@@ -35,7 +35,7 @@ def main(words: list[str], console: Console) -> int:
     from jaxlab.optim.noise_scale import branched
     from jaxlab.train.branch import branch, loss
     from jaxlab.train.build import build
-    from jaxlab.train.checkpoint import complete
+    from jaxlab.train.checkpoint import listed
     from jaxlab.train.log import say
     from jaxlab.train.loop import check_run
 
@@ -47,7 +47,7 @@ def main(words: list[str], console: Console) -> int:
     console.quiet = not parallel.start(_PROCESSES.value)
     run = build(recorded_config(workdir))
     check_run(run, workdir)
-    there = complete(workdir)
+    there = listed(workdir / "checkpoints")
     at = at or there[-1:]
     if not at or set(at) - set(there):
         raise InputError(f"--at={','.join(_AT.value)}: checkpoints are at {', '.join(map(str, there)) or 'no'} tokens")
@@ -82,7 +82,7 @@ def proposal(stages: dict[int, int]) -> str:
 def integers(flag) -> list[int]:
     """Those of a list flag, in order. InputError: what is none, or not from 1 to 2^63 - 1."""
     values = sorted({int(word) if word.isdecimal() and len(word) < 20 else 0 for word in flag.value})
-    if not all(1 <= value < 2**63 for value in values):
+    if flag.present and not (values and all(1 <= value < 2**63 for value in values)):
         raise InputError(f"--{flag.name}={','.join(flag.value)}: must be whole numbers from 1 on, as in 1,2,4")
     return values
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxlab.config import InputError
-from jaxlab.files import local, mended_rows, read_record, read_rows, sealed_row, write_record
+from jaxlab.files import local, mended_rows, read_record, read_rows, sealed_row, write_record, writing
 from launch import entry
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
@@ -79,7 +79,7 @@ def score(choose, items: list, path: Path, model: dict, show, say, writes: bool 
     known = {row["key"]: row for row in rows}
     missing = [item for item, k in zip(items, keys, strict=True) if k not in known]
     scored = 0
-    with (path if writes and missing else Path(os.devnull)).open("a") as file:
+    with writing(path), (path if writes and missing else Path(os.devnull)).open("a") as file:
         for records in choose(missing):
             for item, record in zip(missing[scored:], records, strict=False):
                 row = {"state": model["state"], "checkpoint": model["checkpoint"], "key": key(model, item)} | record

@@ -54,6 +54,10 @@ def measurements(workdir: Path) -> tuple[list[dict], dict[str, np.ndarray]]:
         files.need(row, where, **kinds)
         with files.reading(where):
             [float(row[key]) for key in (*kinds, "tokens")]  # no integer beyond what a figure takes
+    for tap in taps(eigenvalues):
+        count = sum(key.startswith(f"{tap}/hard_rank/") for key in rows[-1])
+        if count != depth(eigenvalues, tap):
+            raise InputError(f"{arrays}: holds {depth(eigenvalues, tap)} layers of {tap}; {path} has {count} there")
     return rows, eigenvalues
 
 

@@ -12,7 +12,6 @@ import math
 
 from absl import flags
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from jaxlab import files
@@ -214,11 +213,7 @@ def width(d_model: int, optimiser: str | None = None, ranks: str | None = None) 
         used, more = laws.edim(d, hard, soft), laws.marginal_edim(found, d)
         numbers = (f"{x:,.0f}" for x in (hard, soft, used))
         table.add_row(f"{d:,}", f"{multiple:g}", f"{3 * d_model * d:,}", *numbers, f"{used / d:.3f}", f"{more:.3f}")
-    source = (
-        escape(ranks)
-        if ranks
-        else f"{optimiser} at d_model 768, D 768 to 6,144 (2605.21803): elsewhere an extrapolation"
-    )
+    source = ranks if ranks else f"{optimiser} at d_model 768, D 768 to 6,144 (2605.21803): elsewhere an extrapolation"
     (a, hard), (b, soft) = found
     half = laws.recommended_width(found, d_model)
     where = f"from D = {half:,.0f} on" if half < math.inf else "nowhere below 64 d_model"

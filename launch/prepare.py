@@ -3,7 +3,6 @@
 import time
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -13,7 +12,7 @@ from launch import entry
 
 def prepare_with_progress(data, console: Console) -> tuple[dict, bool]:
     """Runs `prepare` on config.data under a progress line: the meta data, and whether anything was to do."""
-    columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()]
+    columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
     began = time.monotonic()
     worked = False
     with Progress(*columns, console=console, transient=True) as bar:
@@ -40,7 +39,7 @@ def prepare_with_progress(data, console: Console) -> tuple[dict, bool]:
 
 def summary(meta: dict, path: str, seconds: float) -> Table:
     """One table of what the store holds and where it came from."""
-    table = Table("", title=escape(f"token store {path}"), title_justify="left")
+    table = Table("", title=f"token store {path}", title_justify="left")
     for name in meta["splits"]:
         table.add_column(name, overflow="fold")  # hashes must stay whole
     splits = meta["splits"].values()
@@ -49,7 +48,7 @@ def summary(meta: dict, path: str, seconds: float) -> Table:
     table.add_row("bytes/token", *(f"{counts['bytes'] / counts['tokens']:.3f}" for counts in splits))
     table.add_section()
     for key in ("source", "licence", "corpus_sha256", "tokenizer", "vocab_size", "tokenizer_sha256"):
-        table.add_row(key, escape(str(meta[key])))
+        table.add_row(key, str(meta[key]))
     table.add_row("seconds", f"{seconds:.1f}")
     return table
 
@@ -59,15 +58,14 @@ def main(config, console) -> int:
     began = time.monotonic()
     meta, worked = prepare_with_progress(data, console)
     if not worked:
-        console.print(f"already complete: {data.store}", markup=False)
+        console.print(f"already complete: {data.store}")
     console.print(summary(meta, data.store, time.monotonic() - began))
     if meta["note"]:
-        console.print(f"note: {data.source} is {meta['note']}", markup=False)
+        console.print(f"note: {data.source} is {meta['note']}")
     if altered := meta.get("altered"):  # not recorded by older versions
         console.print(
             f"note: {data.tokenizer} does not give back {altered:,} documents as they were: what it loses counts as "
-            "bytes, and nothing predicts it, so that bits per byte are too low",
-            markup=False,
+            "bytes, and nothing predicts it, so that bits per byte are too low"
         )
     return 0
 

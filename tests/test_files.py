@@ -65,7 +65,7 @@ def test_rows_without_checksums_open_only_before_those_with(tmp_path):
     assert read_rows(path) == ([{"tokens": 1}, {"tokens": 2}], [b'{"tokens": 3}'])
 
 
-@pytest.mark.parametrize("path", ["", "gs://bucket/run", "~nobody-of-this-name/run", "a\0b"])
+@pytest.mark.parametrize("path", ["", "gs://bucket/run", "~nobody-of-this-name/run", "a\0b", "a\udcff"])
 def test_paths_that_are_refused(path):
     with pytest.raises(InputError, match="workdir="):
         local(path, "workdir")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from jaxlab.config import InputError
+from jaxlab.files import writing
 
 
 def check_replaceable(folder: Path, files: Collection[str]) -> None:
@@ -33,11 +34,12 @@ def replace_folder(folder: Path, write: Callable[[Path], None], files: Collectio
             )
     shutil.rmtree(part, ignore_errors=True)
     try:
-        part.mkdir(parents=True)
-        write(part)
-        for path in part.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        with writing(folder):
+            part.mkdir(parents=True)
+            write(part)
+            for path in part.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)

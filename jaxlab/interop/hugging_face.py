@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import FrozenConfigDict
 
-from jaxlab.config import InputError, default
+from jaxlab.config import MOST, InputError, default
 from jaxlab.data.tokenizer import Tokenizer
 from jaxlab.files import first_line, need, parse_json, reading
 from jaxlab.interop.architectures import ARCHITECTURES, MODEL_TYPES, Architecture
@@ -28,7 +28,6 @@ DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 TRAINING = ("family", "init_std", "z_loss", "balance_loss")  # keys of config.model that a trained model does not have
 TYPES = ("F32", "F16", "BF16")  # of tensors that are read, as safetensors calls them
 SHARD = re.compile(r"[^/\\\0]+\.safetensors")
-MOST = 1 << 31  # above every dimension
 BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")  # constants that old folders keep as tensors
 
 
@@ -147,7 +146,8 @@ def _checked(key: str, value, ours: str):
     if kind is bool:
         right, allowed = type(value) is bool, "true or false"
     elif kind is int:
-        right, allowed = type(value) is int and 0 < value < MOST, f"a whole number above 0 and below {MOST}"
+        most = MOST.get(f"model.{ours}", 2**31 - 1)
+        right, allowed = type(value) is int and 0 < value <= most, f"a whole number from 1 to {most}"
     else:
         right, allowed = type(value) in (int, float) and 0 < value < 1e30, "a number above 0 and below 1e30"
     if not right:
@@ -240,16 +240,18 @@ def _read_tensors(folder: Path, architecture: Architecture) -> dict[str, np.ndar
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """model.safetensors where there is one, as transformers looks, or the files that the index names beside itself."""
+    """model.safetensors where there is one, as transformers looks, or the files that the index names beside itself.
+    An index that names others is refused, wanted or not."""
     index = folder / INDEX
-    if (folder / WEIGHTS).exists() or not index.exists():
+    if not index.exists():
         return [folder / WEIGHTS]
     with reading(index):
         places = need(parse_json(index.read_bytes(), index), index, weight_map=dict)["weight_map"]
     for tensor, name in places.items():
         if not isinstance(name, str) or not SHARD.fullmatch(name):
             raise InputError(f"{index}: {tensor} is in {name!r:.60}; must be a .safetensors file of the same folder")
-    return [folder / name for name in sorted({*places.values()})]
+    whole = (folder / WEIGHTS).exists() or not places
+    return [folder / name for name in ({WEIGHTS} if whole else sorted({*places.values()}))]
 
 
 def _tensors_of(path: Path) -> Iterator[tuple[str, np.ndarray]]:

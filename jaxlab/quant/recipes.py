@@ -133,7 +133,7 @@ def recipe(name: str, changes: str = "", **operands: str) -> Recipe:
         if key not in OPERANDS:
             raise InputError(f"operand={key!r:.80}: must be one of {', '.join(OPERANDS)}")
     made = RECIPES[name]
-    whole = {p: changed(getattr(made, p), changes) for p in OPERANDS if getattr(made, p).format}
+    whole = {p: changed(getattr(made, p), changes, "cast") for p in OPERANDS if getattr(made, p).format}
     made = replace(made, **whole)
     return replace(made, **{p: changed(getattr(made, p), text, p) for p, text in operands.items()})
 

@@ -29,7 +29,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from jaxlab import files, studies
-from jaxlab.config import InputError, check, default, differences, flatten, from_text
+from jaxlab.config import InputError, check, check_keys, default, differences, flatten, from_text
 from jaxlab.cost import flops
 from jaxlab.model.families import parameters
 from jaxlab.studies.claim import Claim
@@ -142,10 +142,14 @@ def _trials(study: str, module: ModuleType, scale: str) -> list[Trial]:
         pairs = [(config, tags) for config, tags in planned]
     if not pairs:
         raise InputError(f"--study={study}: runs({scale!r}) plans no run")
-    trials, keys = {}, flatten(default()).keys()
+    trials = {}
     for config, tags in pairs:
-        if not isinstance(config, ConfigDict) or flatten(config).keys() != keys:
-            raise InputError(f"--study={study}: the config of a run has other keys than jaxlab.config.default()")
+        if not isinstance(config, ConfigDict):
+            raise InputError(f"--study={study}: the config of a run is {config!r:.60}; must be a ConfigDict")
+        try:
+            check_keys(flatten(config))
+        except InputError as error:
+            raise InputError(f"--study={study}: {error}") from error
         if not isinstance(tags, dict) or not isinstance(tags.get("part"), str):
             raise InputError(f"--study={study}: tags {tags!r}: must be a dict with the name of a part")
         if tags.keys() != pairs[0][1].keys():

@@ -51,7 +51,7 @@ class Checkpoints:
         free, size = shutil.disk_usage(self.folder).free, state_bytes(state)
         if free < size:  # known beforehand, it is one line; met by Orbax's threads, pages of tracebacks
             raise SaveFailed(f"{self.folder}: {free / 1e6:,.1f} MB free, and a checkpoint needs {size / 1e6:,.1f} MB")
-        if clock.tokens in _named(self.folder):
+        if clock.tokens in listed(self.folder):
             self._set_aside(clock.tokens, "damaged")
         record = record | {"clock": list(clock), "fingerprint": bits, "replicas": state.replicas}
         # Orbax holds views of the arrays until they are written. JAX does not let a step overwrite a buffer that has
@@ -112,7 +112,7 @@ def restore_together(
     and leaves everything in place, if there is no such token.
     """
     damaged = [{} for _ in group]
-    there = [_named(one.folder) for one in group]
+    there = [listed(one.folder) for one in group]
     for tokens in sorted({tokens for names in there for tokens in names}, reverse=True):
         found = []
         for one, names, bad in zip(group, there, damaged, strict=True):
@@ -144,11 +144,11 @@ def complete(workdir: Path) -> list[int]:
     """Tokens at which workdir has a complete checkpoint, in order. One that is being written, or whose writing was cut
     off, has another name; an empty folder, or a file, is none."""
     folder = workdir / "checkpoints"
-    return [tokens for tokens in _named(folder) if _is_whole(folder / str(tokens))]
+    return [tokens for tokens in listed(folder) if _is_whole(folder / str(tokens))]
 
 
-def _named(folder: Path) -> list[int]:
-    """The tokens of whatever has the name of a checkpoint, in order."""
+def listed(folder: Path) -> list[int]:
+    """The tokens of whatever has the name of a checkpoint in a folder of them, sound or not, in order."""
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal() and p.name == str(int(p.name)))
 
 
@@ -162,7 +162,7 @@ def load(workdir: Path, abstract: State, tokens: int | None = None) -> tuple[Sta
 
     Raises InputError where there is none, or a damaged one.
     """
-    there = complete(workdir)
+    there = listed(workdir / "checkpoints")
     if not there:
         raise InputError(f"workdir={workdir}: holds no checkpoint yet")
     tokens = there[-1] if tokens is None else tokens

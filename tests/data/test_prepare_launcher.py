@@ -6,9 +6,9 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from rich.console import Console
 
 from jaxlab.config import default
+from launch import entry
 from launch import prepare as preparing
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def test_names_are_printed_as_they_are_and_losses_said(capsys):
         "tokenizer": "spm:[/]", "vocab_size": 3, "tokenizer_sha256": "1", "altered": 1234,
         "splits": {"train": counts, "validation": counts},
     }  # fmt: skip
-    console = Console(width=200)
+    console = entry.console(width=200)
     with mock.patch.object(preparing, "prepare", return_value=meta):
         assert preparing.main(config, console) == 0
     printed = capsys.readouterr().out

@@ -363,7 +363,7 @@ def test_a_folder_of_something_else_is_not_touched(corpus, tmp_path):
         ("~nobody-of-this-name/store", "data.store=~nobody-of-this-name/store: "),
         ("nowhere://store", "data.store=nowhere://store: cannot be read"),
         ("", "data.store=: must name a file or a folder"),
-        ("a\0b", "a path has no null characters"),
+        ("a\0b", "a path must be UTF-8 text without null characters"),
     ],
 )
 def test_a_path_that_can_be_no_store(corpus, path, message):

@@ -237,14 +237,14 @@ def test_where_every_tensor_of_llama_goes(tmp_path):
 
 
 CONFIGS = (
-    ({"hidden_size": "64"}, "hidden_size='64': must be a whole number above 0"),
-    ({"hidden_size": 64.0}, "hidden_size=64.0: must be a whole number above 0"),
-    ({"hidden_size": True}, "hidden_size=True: must be a whole number above 0"),
-    ({"hidden_size": [64]}, "hidden_size=[64]: must be a whole number above 0"),
-    ({"num_hidden_layers": -3}, "num_hidden_layers=-3: must be a whole number above 0"),
-    ({"num_attention_heads": 0}, "num_attention_heads=0: must be a whole number above 0"),
-    ({"vocab_size": 10**30}, "vocab_size=1000000000000000000000000000000: must be a whole number above 0 and below"),
-    ({"intermediate_size": {}}, "intermediate_size={}: must be a whole number above 0"),
+    ({"hidden_size": "64"}, "hidden_size='64': must be a whole number from 1 to"),
+    ({"hidden_size": 64.0}, "hidden_size=64.0: must be a whole number from 1 to"),
+    ({"hidden_size": True}, "hidden_size=True: must be a whole number from 1 to"),
+    ({"hidden_size": [64]}, "hidden_size=[64]: must be a whole number from 1 to"),
+    ({"num_hidden_layers": -3}, "num_hidden_layers=-3: must be a whole number from 1 to"),
+    ({"num_attention_heads": 0}, "num_attention_heads=0: must be a whole number from 1 to"),
+    ({"vocab_size": 10**30}, "vocab_size=1000000000000000000000000000000: must be a whole number from 1 to 2147483647"),
+    ({"intermediate_size": {}}, "intermediate_size={}: must be a whole number from 1 to"),
     ({"rms_norm_eps": "1e-6"}, "rms_norm_eps='1e-6': must be a number above 0"),
     ({"rms_norm_eps": False}, "rms_norm_eps=False: must be a number above 0"),
     ({"rope_theta": -1.0}, "rope_theta=-1.0: must be a number above 0"),

@@ -123,14 +123,15 @@ def cut_off(run, workdir, monkeypatch, begin):
         pass
 
     def die(self, *_):
-        (self.folder / "0.orbax-checkpoint-tmp").mkdir(parents=True)
-        (self.folder / "0.orbax-checkpoint-tmp" / "_CHECKPOINT_METADATA").write_text("{}")
         raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", die)
         with pytest.raises(Killed):
             begin(run, workdir)
+    leftover = workdir / "checkpoints" / "0.orbax-checkpoint-tmp"
+    leftover.mkdir(parents=True)
+    (leftover / "_CHECKPOINT_METADATA").write_text("{}")
 
 
 def first_loss(workdir):

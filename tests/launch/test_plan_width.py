@@ -1,7 +1,6 @@
 """The plan of a width: published laws at their widths, ranks from a file, what is refused."""
 
 import pytest
-from rich.text import Text
 
 from jaxlab.config import InputError
 from launch import plan
@@ -28,13 +27,13 @@ def test_published_ranks_of_adamw():
 
 def test_ranks_of_a_file_are_fitted(tmp_path):
     """Hard = soft = 3 D^0.5: half of the first dimension's eDim at 4 d_model."""
-    file = tmp_path / "own [red]ranks.csv"  # no markup of the table
+    file = tmp_path / "own [red]ranks.csv"
     lines = (f"{d},{3 * d**0.5},{3 * d**0.5}" for d in (64, 128, 512))
     file.write_text("width,hard_rank,soft_rank\n" + "\n".join(lines) + "\n")
     caption = plan.width(10_000, ranks=str(file)).caption
     assert "hard rank 3 D^0.5, soft rank 3 D^0.5" in caption
     assert "from D = 39,99" in caption  # to 1 / D
-    assert Text.from_markup(caption).plain.count(f"of {file};") == 1
+    assert caption.count(f"of {file};") == 1
     excel = tmp_path / "ranks.csv"  # with a mark of its encoding
     excel.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert plan.width(10_000, ranks=str(excel)).caption.split(" of ")[0] == caption.split(" of ")[0]

@@ -225,6 +225,12 @@ def test_only_complete_checkpoints_are_listed_and_the_newest_is_loaded(folder):
     shutil.copytree(folder / "300", folder / "0700")
     assert complete(folder.parent) == [100, 200, 300]
     assert complete(folder) == []
+    with pytest.raises(InputError, match=r"checkpoint 500 is damaged \(it is a file"):  # and no older one in its place
+        load(folder.parent, abstract())
+    (folder / "500").unlink()
+    with pytest.raises(InputError, match=r"checkpoint 400 is damaged \(it is an empty folder"):
+        load(folder.parent, abstract())
+    (folder / "400").rmdir()
     found, at = load(folder.parent, abstract())
     assert at == clock(300)
     assert is_equal(found, 300)
