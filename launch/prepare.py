@@ -12,7 +12,7 @@ from launch import entry
 
 def prepare_with_progress(data, console: Console) -> tuple[dict, bool]:
     """Runs `prepare` on config.data under a progress line: the meta data, and whether anything was to do."""
-    columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
+    columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()]
     began = time.monotonic()
     worked = False
     with Progress(*columns, console=console, transient=True) as bar:
