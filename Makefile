@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(RUN) launch.train --config=configs/demo.py --workdir=runs/demo
 
 test: $(VENV)/.installed lint
-	$(RUN) pytest -n 2 --dist loadfile
+	$(RUN) pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests import tiny
 
 
+@pytest.mark.slow
 def test_bad_inputs(pytestconfig):
     command = [sys.executable, "-m", "tests.faults", "--short", f"--cache={pytestconfig.cache.mkdir('jax')}"]
     done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True)

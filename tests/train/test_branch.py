@@ -13,6 +13,8 @@ from jaxlab.train.branch import branch, loss
 from jaxlab.train.build import build
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 QUIET = Console(quiet=True)
 CONSTANT = {
     "schedule__name": "constant", "tokens": 8_192, "checkpoint__keep": 9, "batch__micro_tokens": 512,

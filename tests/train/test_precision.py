@@ -11,6 +11,8 @@ from jaxlab.train.report import precision
 from jaxlab.train.state import Clock
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 BASE = {"compute__layers": "scan", "tokens": 4_096, "compute__steps_per_call": 3}  # 8 steps of 512
 CAST = {"quant__recipe": "all", "quant__cast": "e2m1,block=16", "quant__P5": "none"}
 

@@ -21,6 +21,8 @@ from jaxlab.train.rounds import agreement
 from jaxlab.train.state import Clock
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 pytestmark = pytest.mark.usefixtures("no_figure")
 QUIET = Console(quiet=True)
 BASE = {"compute__layers": "scan", "log__tensorboard": False, "tokens": 8_192, "evaluate__every_tokens": 4_096}

@@ -23,6 +23,8 @@ from jaxlab.train.spectra import Times, prober, times
 from jaxlab.train.state import Clock
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 pytestmark = pytest.mark.usefixtures("no_figure")
 QUIET = Console(quiet=True)
 SHORT = {

@@ -14,6 +14,8 @@ from jaxlab.train.program import initial_params, program
 from jaxlab.train.rounds import Rounds
 from jaxlab.train.state import State
 
+pytestmark = pytest.mark.slow
+
 MESH = parallel.mesh(1, 1, 1, devices=jax.devices()[:1])
 SMALL = {
     "model.context": 8, "model.num_layers": 2, "model.d_model": 16, "model.num_heads": 2, "model.num_kv_heads": 2,
