@@ -133,23 +133,22 @@ def drawn(package: str, each: int, seed: int) -> list[Fault]:
     return list({fault.place: fault for fault in reversed(every)}.values())[::-1][:each]
 
 
-def verdict(fault: Fault, copy: Path, timeout: int = LIMIT) -> tuple[str, str]:
-    """(killed, the test that failed) or (survived, "")."""
-    _, package, *_, file = Path(fault.path).parts
-    own, module = f"test_{Path(file).stem}.py", fault.path.removesuffix(".py").replace("/", ".")
+def verdict(path: str, source: bytes, copy: Path) -> tuple[str, str]:
+    """(killed, the test that failed) or (survived, "") for this source of a module."""
+    _, package, *_, file = Path(path).parts
+    own, module = f"test_{Path(file).stem}.py", path.removesuffix(".py").replace("/", ".")
     beside = [p for p in (copy / "tests" / package).glob("test_*.py") if p.name not in APART]
     beside.sort(key=lambda p: (p.name != own, module not in p.read_text(), p.stat().st_size))  # the likeliest first
     tests = [path.relative_to(copy).as_posix() for path in beside]
-    path = copy / fault.path
-    source = path.read_bytes()
-    path.write_bytes(source[: fault.start] + fault.after.encode() + source[fault.end :])
+    whole = (copy / path).read_bytes()
+    (copy / path).write_bytes(source)
     command = [sys.executable, "-m", "pytest", "-x", "--tb=no", "-o", f"cache_dir={copy.parent}/cache", *tests]
     try:
-        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
         return "killed", "does not end"
     finally:
-        path.write_bytes(source)
+        (copy / path).write_bytes(whole)
     if done.returncode == 0:
         return "survived", ""
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
@@ -178,11 +177,14 @@ def main() -> None:
         if shared.exists():
             (Path(folder) / "shared").symlink_to(shared)
         for package in options.packages.split(","):
-            for fault in drawn(package, options.each, options.seed):
-                if (fault.place, fault.after) in tried:
-                    continue
-                began = time.monotonic()
-                what, by = verdict(fault, copy)
+            wanted = [f for f in drawn(package, options.each, options.seed) if (f.place, f.after) not in tried]
+            if wanted:
+                what, by = verdict(wanted[0].path, (copy / wanted[0].path).read_bytes(), copy)
+                if what == "killed":
+                    sys.exit(f"{by} fails without a fault: nothing can be said of {package}")
+            for fault in wanted:
+                began, source = time.monotonic(), (copy / fault.path).read_bytes()
+                what, by = verdict(fault.path, source[: fault.start] + fault.after.encode() + source[fault.end :], copy)
                 values = fault.place, fault.before, fault.after, what, by, round(time.monotonic() - began)
                 rows.append(dict(zip(COLUMNS, values, strict=True)))
                 with options.table.open("w", newline="") as file:
