@@ -131,6 +131,10 @@ def unseal(content: bytes, where: str | Path, **kinds) -> dict:
         record = json.loads(content.decode("utf-8"))
     record = dict(need(record, where))
     found = record.pop(CHECKSUM, None)
+    if found is None and record:
+        last = next(reversed(record))  # where a checksum would be, were its name whole
+        if record[last] == _checksum({key: value for key, value in record.items() if key != last}):
+            raise InputError(f"{where}: is damaged: its checksum has the name {last!r}")
     if found is not None and found != _checksum(record):
         raise InputError(f"{where}: is damaged: its content does not have the checksum that it says")
     return need(record, where, **kinds)
@@ -186,7 +190,7 @@ def mended_rows(path: Path, say: Callable[[str], None], keep: Callable[[dict], b
     rows, others = read_rows(path, **kinds)
     if others:
         aside = path.with_name(f"{path.name}.damaged")
-        with aside.open("ab") as file:
+        with writing(aside), aside.open("ab") as file:
             file.writelines(line + b"\n" for line in others)
         lines = "a line is" if len(others) == 1 else f"{len(others)} lines are"
         say(f"{path}: {lines} damaged or cut off, and set aside in {aside.name}; the other {len(rows):,} are kept")

@@ -53,8 +53,12 @@ def start(processes: str) -> bool:
     options = {"heartbeat_timeout_seconds": SILENCE_SECONDS, "shutdown_timeout_seconds": SILENCE_SECONDS}
     if processes != "auto":
         match = re.fullmatch(r"(\S+:\d+),(\d+),(\d+)", processes)
-        if not match or int(match[2]) >= int(match[3]):
-            raise InputError(f"processes={processes!r}: must be auto, or HOST:PORT,INDEX,COUNT with INDEX below COUNT")
+        port = int(match[1].rpartition(":")[2]) if match else 0
+        if not match or int(match[2]) >= int(match[3]) or not 0 < port < 65_536:
+            raise InputError(
+                f"processes={processes!r}: must be auto, or HOST:PORT,INDEX,COUNT with PORT from 1 to 65535 and INDEX "
+                "below COUNT"
+            )
         options |= {"coordinator_address": match[1], "process_id": int(match[2]), "num_processes": int(match[3])}
         options |= {"initialization_timeout": JOIN_SECONDS}
     _end_when_another_is_lost()

@@ -140,7 +140,7 @@ def add_row(table: Table, *cells) -> None:
 
 
 def report(study: Study, changes: dict, console: Console) -> int:
-    """Writes the report of what has ended so far, and docs/REPRODUCE.md anew, where there are docs."""
+    """Writes the report of what has ended so far, and docs/REPRODUCE.md beside a folder `results` anew."""
     from jaxlab.studies.report import reproduce, write
 
     sets = "".join(f" --set={key}={value}" for key, value in changes.items())
@@ -156,9 +156,10 @@ def report(study: Study, changes: dict, console: Console) -> int:
         say(console, f"{len(damaged)} of {len(study.trials)} runs are damaged and are left out:")
     for name, reason in damaged.items():
         say(console, f"{name}: {reason}")
-    docs = folder.parent / "docs"
-    if docs.is_dir():
-        files.write_atomic(docs / "REPRODUCE.md", reproduce(folder))
+    page = folder.parent / "docs" / "REPRODUCE.md"
+    ours = page.exists() and "python -m launch.study" in page.read_text(errors="replace")
+    if folder.name == "results" and page.parent.is_dir() and (ours or not page.exists()):
+        files.write_atomic(page, reproduce(folder))
     return 0
 
 

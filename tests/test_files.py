@@ -32,7 +32,7 @@ def test_any_changed_byte_of_a_record_is_noticed_or_changes_nothing(tmp_path):
                 refused += 1
             else:
                 assert {k: v for k, v in content.items() if k in RECORD} == RECORD
-    assert refused > 3 * len(whole)
+    assert refused > 3.7 * len(whole)  # what remains is space between the words
 
 
 @pytest.mark.parametrize(

@@ -261,11 +261,15 @@ def _rows(name, task: Task, split: str, source: str, archives: str, tfds_dir: st
     path, patterns = local(source, "items"), [pattern.format(split=split) for pattern in task.files]
     if not path.exists():
         raise InputError(f"items={source}: there is no such file or folder; allowed: archive, tfds, or a path")
-    files = [path] if path.is_file() else next(filter(None, (sorted(path.glob(p)) for p in patterns)), [])
+    matches = {p: sorted(path.glob(p)) for p in patterns}
+    pattern = next((p for p in patterns if matches[p]), "")
+    files = [path] if path.is_file() else matches.get(pattern, [])
     if not files:
         raise InputError(f"items={source}: has no file of {name}, split {split}: {' or '.join(patterns)}")
     rows = (row for file in files for row in file_rows(file))
-    return ((where, row) for where, row in rows if row.get("split", split) == split) if task.header else rows
+    # A row that names no split is of its file's, or else of the one that is scored: never an answered example of dev.
+    unnamed = split if pattern not in task.files and not path.is_file() else task.split
+    return ((where, row) for where, row in rows if row.get("split", unnamed) == split) if task.header else rows
 
 
 def archive_rows(path: Path, member: str) -> Iterator[tuple[str, dict]]:

@@ -22,11 +22,11 @@ def replace_folder(folder: Path, write: Callable[[Path], None], files: Collectio
     """Calls write(a folder beside), and renames that into the place of `folder` if `check_replaceable` lets it.
 
     Whoever looks finds the old folder or the new one, whole, or for an instant between two renames neither. If write
-    raises, the old one stays. Raises InputError for a folder beside, FOLDER.part or FOLDER.old, with other files.
+    raises, the old one stays. Raises InputError for a folder beside, .FOLDER.part or .FOLDER.old, with other files.
     """
     check_replaceable(folder, files)
     folder = folder.resolve()
-    part, old = (folder.with_name(f"{folder.name}.{kind}") for kind in ("part", "old"))
+    part, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "old"))
     for beside in (part, old):  # of a process that was killed, or somebody else's
         if others := _names(beside) - {*files}:
             raise InputError(

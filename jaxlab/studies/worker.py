@@ -199,12 +199,18 @@ def _train(study: Study, trials: list[Trial], program) -> tuple:
                 runs.append((build(trial.config, program), folder, Console(file=file, width=120, markup=False)))
                 program = runs[-1][0].program
         if len(runs) > 1 and all(alike(run, runs[0][0]) for run, *_ in runs) and in_step([f for _, f, _ in runs]):
+            damaged = False
             with _failure_noted(*folders):
-                outcomes = train_together(*map(list, zip(*runs, strict=True)))
-                for folder, outcome in zip(folders, outcomes, strict=True):
-                    _note_divergence(folder, outcome)
-                return program, any(outcome is None for outcome in outcomes)
-            return program, False
+                try:
+                    outcomes = train_together(*map(list, zip(*runs, strict=True)))
+                except InputError:  # of one member's files: each goes on alone
+                    damaged = True
+                else:
+                    for folder, outcome in zip(folders, outcomes, strict=True):
+                        _note_divergence(folder, outcome)
+                    return program, any(outcome is None for outcome in outcomes)
+            if not damaged:
+                return program, False
         for run, folder, console in runs:
             with _failure_noted(folder):
                 if train(run, folder, console) is None:

@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from jaxlab.files import mended_rows, read_rows, sealed_row
+from jaxlab.files import mended_rows, read_rows, sealed_row, writing
 
 ROW = {"kind": str, "tokens": int}  # keys that every row has, and their kinds
 QUIET_SECONDS = 15  # between lines where there is no terminal to draw a bar on
@@ -40,7 +40,8 @@ class Log:
     def row(self, kind: str, steps: int, tokens: int, values: dict) -> None:
         """Writes one row."""
         self.last[kind] = {"kind": kind, "steps": steps, "tokens": tokens} | values
-        self._file.write(sealed_row(self.last[kind]))
+        with writing(self.path):
+            self._file.write(sealed_row(self.last[kind]))
         if self._events:
             self._events.scalars({f"{kind}/{name}": value for name, value in values.items()}, tokens)
 
@@ -49,7 +50,7 @@ class Log:
         path = self.path.parent / kind / f"{tokens}.npz"
         path.parent.mkdir(exist_ok=True)
         part = path.with_suffix(".part")
-        with part.open("wb") as file:
+        with writing(path), part.open("wb") as file:
             np.savez(file, **arrays)
         part.replace(path)
 

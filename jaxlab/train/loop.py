@@ -1,6 +1,8 @@
 """The training loop: calls of the compiled steps, and between them the events whose time has come."""
 
+import errno
 import faulthandler
+import fcntl
 import json
 import math
 import os
@@ -50,7 +52,11 @@ def train(run: Run, workdir: str | Path, console: Console) -> dict | None:
     if result := finished(workdir, console):
         say(console, f"{workdir} is already finished: nothing to do")
         return result
-    with stop_on_signal() as stopping, closing(Checkpoints(workdir / "checkpoints", config.checkpoint.keep)) as saved:
+    with (
+        alone(workdir),
+        stop_on_signal() as stopping,
+        closing(Checkpoints(workdir / "checkpoints", config.checkpoint.keep)) as saved,
+    ):
         peak, source = peak_flops(run.program.mesh)
         for line in report.header(run, peak, source):
             say(console, line)
@@ -316,6 +322,24 @@ def begin(run: Run, workdir: Path, state: State, clock: Clock, origin: dict) -> 
     with closing(Checkpoints(workdir / "checkpoints", run.config.checkpoint.keep)) as saved:
         saved.save(state, clock, recorded | origin)
     claim(workdir, recorded | {"awaits": origin})
+
+
+@contextmanager
+def alone(workdir: Path) -> Iterator[None]:
+    """Within it no other command trains the run in workdir: InputError where one does. The lock goes with the process,
+    however that ends; a disk without locks gives none."""
+    if jax.process_index():
+        yield  # the first process speaks for all
+        return
+    with (workdir / "training.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"workdir={workdir}: another command is training this run") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        yield
 
 
 @contextmanager

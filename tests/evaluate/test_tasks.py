@@ -130,6 +130,18 @@ def test_mmlu_without_and_with_shots(tmp_path):
     assert read("mmlu:2", folder)[0].context == header + shown + first
 
 
+def test_items_that_are_scored_are_no_answered_examples(tmp_path):
+    """Rows that name no split, in a file of no split, are those to score: as examples they would give the answers."""
+    folder = exam_folder(tmp_path, "mmlu")
+    alone = folder / "test" / "anatomy_test.csv"
+    row = {"question": "q", "choices": list("abcd"), "answer": 1, "subject": "anatomy"}
+    (tmp_path / "mmlu.jsonl").write_text(json.dumps(row) + "\n")
+    for place in (alone, tmp_path):
+        assert read("mmlu", place)
+        with pytest.raises(InputError, match="1 shots, and the split dev has 0 of anatomy"):
+            read("mmlu:1", place)
+
+
 def test_cmmlu(tmp_path):
     item = read("cmmlu:1", exam_folder(tmp_path, "cmmlu"))[0]
     assert item.context == (

@@ -481,6 +481,7 @@ train | --processes=HOST | processes
 train | --processes=a:b,c,d | processes
 train | --processes=localhost:1,5,2 | processes
 train | --processes=localhost:1,0,0 | processes
+train | --processes=localhost:99999,0,2 | processes
 train | --processes=,, | processes
 train | --processes=auto | processes
 train | --processes=localhost:1234,-1,1 | processes

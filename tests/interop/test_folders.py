@@ -104,10 +104,10 @@ def test_what_a_kill_leaves_is_mended(tmp_path):
     def write(text):
         return lambda part: (part / "a").write_text(text)
 
-    (tmp_path / "x.part").mkdir()
-    (tmp_path / "x.part" / "a").write_text("half")
-    (tmp_path / "x.old").mkdir()
-    (tmp_path / "x.old" / "a").write_text("old")
+    (tmp_path / ".x.part").mkdir()
+    (tmp_path / ".x.part" / "a").write_text("half")
+    (tmp_path / ".x.old").mkdir()
+    (tmp_path / ".x.old" / "a").write_text("old")
 
     def fail(part):
         raise OSError("full")

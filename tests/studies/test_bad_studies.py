@@ -42,10 +42,10 @@ FILES = {
         "runs(...) failed: IndexError: list index out of range",
     ),
     "not pairs": (RUNS + "yield config()", "runs(...) failed: "),
-    "no config": (RUNS + "yield {}, {'part': 'a'}", "the config of a run has other keys"),
+    "no config": (RUNS + "yield {}, {'part': 'a'}", "the config of a run is {}; must be a ConfigDict"),
     "other keys": (
         RUNS + "c = config()\n    c.extra = 1\n    yield c, {'part': 'a'}",
-        "the config of a run has other keys",
+        "unknown key extra; the nearest is",
     ),
     "no part": (one({"seed": 1}), "tags {'seed': 1}: must be a dict with the name of a part"),
     "part is a number": (one({"part": 1}), "must be a dict with the name of a part"),

@@ -12,6 +12,7 @@ import zlib
 import jax
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 from jax._src import compilation_cache as cache
 from rich.console import Console
 
@@ -286,15 +287,12 @@ def command(data, tmp_path, capsys):
 
     def call(*words):
         changes = {**data, "data.tokenizer": "bytes", "data.validation_fraction": 0.05}
-        sets = [f"--set={key}={value}" for key, value in changes.items()]
-        paths = [f"--study={small.__file__}:smoke", f"--runs={tmp_path}/runs", f"--results={tmp_path}/results"]
-        try:
-            flags.FLAGS.unparse_flags()
-            left = flags.FLAGS(["study", *paths, "--part=b", "--workers=1", *sets, *words])[1:]
-            with quick.compiling():
-                return launcher.main(left, Console()), capsys.readouterr().out
-        finally:
-            flags.FLAGS["set"].unparse()
+        values = {"study": f"{small.__file__}:smoke", "part": "b", "workers": 1}
+        values |= {"runs": f"{tmp_path}/runs", "results": f"{tmp_path}/results"}
+        values["set"] = [f"{key}={value}" for key, value in changes.items()]
+        flags.FLAGS.mark_as_parsed()
+        with flagsaver.flagsaver(**values), quick.compiling():
+            return launcher.main(list(words), Console()), capsys.readouterr().out
 
     return call
 

@@ -267,3 +267,11 @@ def test_an_evaluation_does_not_slow_the_steps_around_it(data, tmp_path, monkeyp
     result = loop.train(run, tmp_path, Console(quiet=True))
     assert passed == [4e6]
     assert result["seconds"] < 1e6  # of 8 steps, without the evaluations
+
+
+def test_two_commands_do_not_train_one_run(data, tmp_path):
+    """The second is one line, whether the run has begun or not; the lock is gone with the first."""
+    run = build(tiny.config(data, tokens=1_024, schedule__warmup_tokens=0, log__tensorboard=False))
+    with loop.alone(tmp_path), pytest.raises(InputError, match="another command is training this run"):
+        loop.train(run, tmp_path, Console(quiet=True))
+    assert loop.train(run, tmp_path, Console(quiet=True))["tokens"] == 1_024
