@@ -119,12 +119,12 @@ def test_what_a_kill_leaves_is_mended(tmp_path):
     assert (tmp_path / "x" / "a").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     for kind in ("part", "old"):
-        (tmp_path / f"x.{kind}").mkdir()
-        (tmp_path / f"x.{kind}" / "mine").write_text("mine")
-        with pytest.raises(InputError, match=f"x.{kind}: holds mine"):
+        (tmp_path / f".x.{kind}").mkdir()
+        (tmp_path / f".x.{kind}" / "mine").write_text("mine")
+        with pytest.raises(InputError, match=f".x.{kind}: holds mine"):
             replace_folder(tmp_path / "x", write("newer"), ["a"])
-        (tmp_path / f"x.{kind}" / "mine").unlink()
-        (tmp_path / f"x.{kind}").rmdir()
+        (tmp_path / f".x.{kind}" / "mine").unlink()
+        (tmp_path / f".x.{kind}").rmdir()
     assert (tmp_path / "x" / "a").read_text() == "new"
 
 
