@@ -8,11 +8,11 @@ import io
 import os
 import re
 import zlib
+from types import SimpleNamespace
 
 import jax
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 from jax._src import compilation_cache as cache
 from rich.console import Console
 
@@ -282,7 +282,7 @@ def test_claims_of_other_reports_are_read_with_care(study, tmp_path):
 
 
 @pytest.fixture
-def command(data, tmp_path, capsys):
+def command(data, tmp_path, capsys, monkeypatch):
     """The launcher, in this process, on part b of a small study: (exit status, what it prints)."""
 
     def call(*words):
@@ -290,8 +290,10 @@ def command(data, tmp_path, capsys):
         values = {"study": f"{small.__file__}:smoke", "part": "b", "workers": 1}
         values |= {"runs": f"{tmp_path}/runs", "results": f"{tmp_path}/results"}
         values["set"] = [f"{key}={value}" for key, value in changes.items()]
+        for name, value in values.items():
+            monkeypatch.setattr(launcher, f"_{name.upper()}", SimpleNamespace(value=value))
         flags.FLAGS.mark_as_parsed()
-        with flagsaver.flagsaver(**values), quick.compiling():
+        with quick.compiling():
             return launcher.main(list(words), Console()), capsys.readouterr().out
 
     return call
