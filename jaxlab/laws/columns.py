@@ -24,6 +24,8 @@ def _column(name: str, values, positive: bool) -> np.ndarray:
         column = np.asarray(values)
     except ValueError:  # rows of different lengths
         column = np.empty(len(values), object)
+    if np.ma.is_masked(values):
+        raise InputError(f"{name} has masked rows: leave them out of all columns")
     if column.ndim != 1:
         raise InputError(f"{name} has shape {column.shape}: must be one column")
     if not len(column):
@@ -45,9 +47,16 @@ def _number(name: str, row: int, value) -> float:
     raise InputError(f"{name}, row {row}: {str(value)[:60]!r} is not a number") from None
 
 
+def check_given(names, values: dict, what: str = "input") -> None:
+    """Raises InputError for the first of the names that is not among the values."""
+    for name in names:
+        if name not in values:
+            raise InputError(f"{what} {name!r} is missing: there are {', '.join(map(str, values)) or 'none'}")
+
+
 def check_level(level: float) -> None:
     """Raises InputError unless 0 < level < 1."""
-    if not 0 < level < 1:
+    if not (isinstance(level, int | float) and 0 < level < 1):
         raise InputError(f"level={level}: must be between 0 and 1, as 0.95")
 
 

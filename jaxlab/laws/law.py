@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlab.laws.columns import check_given
+
 # transform: (natural -> theta, theta -> natural with the module that has exp, d natural / d theta,
 # standard error above which theta counts as undetermined)
 TRANSFORMS = {
@@ -63,7 +65,8 @@ class Law:
         return np.stack([TRANSFORMS[p.transform][0](np.asarray(params[p.name], float)) for p in self.parameters], -1)
 
     def __call__(self, params: dict, inputs: dict) -> np.ndarray:
-        """Prediction in float64."""
+        """Prediction in float64. Raises InputError where an input is missing."""
+        check_given(self.inputs, inputs)
         with jax.enable_x64(True):
             params, inputs = ({k: jnp.asarray(v, jnp.float64) for k, v in d.items()} for d in (params, inputs))
             return np.asarray(self.predict(params, inputs))

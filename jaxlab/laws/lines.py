@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from jaxlab.config import InputError
-from jaxlab.laws.columns import check_level, columns, explained, relative_weights
+from jaxlab.laws.columns import check_given, check_level, columns, explained, relative_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +30,13 @@ class PowerLaw:
     weights: np.ndarray = field(repr=False)
 
     def predict(self, inputs: dict) -> np.ndarray:
-        """A prod x_k^e_k at inputs {name: array}."""
+        """A prod x_k^e_k at inputs {name: array}. Raises InputError where one is missing."""
+        check_given(self.exponents, inputs)
         return self.A * np.prod([np.asarray(inputs[k], float) ** e for k, e in self.exponents.items()], axis=0)
 
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
         """t interval of an exponent, or of `A`, symmetric in its logarithm; n - 1 - k degrees of freedom."""
+        check_given([name], {"A": self.A, **self.exponents}, "coefficient")
         width = self._quantile(level) * self.stderr["log A" if name == "A" else name]
         if name == "A":
             return float(self.A * np.exp(-width)), float(self.A * np.exp(width))
@@ -43,6 +45,7 @@ class PowerLaw:
     def prediction(self, inputs: dict, level: float = 0.95, new: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """(low, high) [m]: t interval of the line at inputs {name: [m]}; with `new`, of one new observation there, of
         the mean weight. Symmetric in logarithms. Raises InputError for inputs that are not positive columns."""
+        check_given(self.exponents, inputs)
         names = {f"input {name!r}": inputs[name] for name in self.exponents}
         logs = np.log(columns(names, names))
         rows = np.stack([np.ones(logs.shape[1]), *logs], -1)
@@ -93,8 +96,8 @@ def power_law(inputs: dict, y, weights=None) -> PowerLaw:
     weights, target = relative_weights(weights, y), np.log(y)
     design, root = np.stack([np.ones(n), *map(np.log, rest)], -1), np.sqrt(weights)
     weighted = design * root[:, None]
-    if np.linalg.matrix_rank(design) < p:
-        raise InputError(f"inputs {', '.join(inputs)} are collinear in their logarithms")
+    if np.linalg.matrix_rank(weighted) < p:
+        raise InputError(f"inputs {', '.join(inputs)} are collinear in their logarithms, weighted as they are")
     coefficients, *_ = np.linalg.lstsq(weighted, target * root, rcond=None)
     residuals = design @ coefficients - target
     squares = weights * residuals**2

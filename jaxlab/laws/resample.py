@@ -15,8 +15,9 @@ from jaxlab.laws.lines import PowerLaw
 
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
-    """draws {name: [draws]}, natural units, nan where the rows drawn do not determine the law, which intervals leave
-    out and `lost` counts; intervals {name: (low, high)}, 95 %, percentiles."""
+    """draws {name: [draws]}, natural units; intervals leave out, and `lost` counts, those that are nan: of a line or an
+    IsoFLOP sweep where the rows drawn do not determine it. Those of a `Fit` all end somewhere, so that with hardly more
+    rows than parameters `Fit.interval` is the one to believe. intervals {name: (low, high)}, 95 %, percentiles."""
 
     draws: dict
 

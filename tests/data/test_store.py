@@ -702,3 +702,10 @@ def test_progress_counts_up_to_the_totals(corpus, tmp_path, monkeypatch):
     assert all(a < b for a, b in itertools.pairwise(calls))
     splits = meta["splits"].values()
     assert calls[-1] == tuple(sum(s[key] for s in splits) for key in ("documents", "bytes", "tokens"))
+
+
+def test_a_folder_with_one_split_alone_has_lost_its_meta_data(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "zarr.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds something else than a token store, or has lost its meta\.json"):
+        open_store(tmp_path)

@@ -128,3 +128,21 @@ def test_interval_levels():
 def test_refusals(call, says):
     with pytest.raises(InputError, match=says):
         call()
+
+
+def test_what_is_missing_or_masked_is_named():
+    line = power_law({"N": [1.0, 2.0, 4.0, 8.0]}, [2.0, 3.0, 4.0, 6.0])
+    for call in (lambda: line.predict({"D": 3}), lambda: line.prediction({"D": [3.0]})):
+        with pytest.raises(InputError, match="input 'N' is missing: there are D"):
+            call()
+    with pytest.raises(InputError, match="coefficient 'zz' is missing: there are A, N"):
+        line.interval("zz")
+    with pytest.raises(InputError, match="level=a: must be between 0 and 1"):
+        line.interval("N", level="a")
+    with pytest.raises(InputError, match="masked rows"):
+        power_law({"N": np.ma.array([1.0, 2.0, 4.0, 8.0], mask=[0, 1, 0, 0])}, [2.0, 3.0, 4.0, 6.0])
+
+
+def test_a_weight_that_leaves_one_row_is_no_line():
+    with pytest.raises(InputError, match="collinear in their logarithms, weighted as they are"):
+        power_law({"N": [1.0, 2.0, 4.0, 8.0]}, [2.0, 3.0, 4.0, 6.0], weights=[1e32, 1, 1, 1])
