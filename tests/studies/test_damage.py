@@ -362,7 +362,8 @@ def test_a_member_of_a_population_with_damaged_files_does_not_stop_the_others(st
 
     for name, value in {
         "build.build": lambda config, program: SimpleNamespace(program=None), "loop.train": train,
-        "population.alike": lambda *_: True, "population.in_step": lambda _: True, "population.train_together": together,
+        "population.alike": lambda *_: True, "population.in_step": lambda _: True,
+        "population.train_together": together,
     }.items():  # fmt: skip
         monkeypatch.setattr(f"jaxlab.train.{name}", value)
     trials = study.trials[:3]
