@@ -25,6 +25,8 @@ SHARD = 1 << 22  # tokens a file; also how much text a killed preparation does a
 CHUNK = 4096  # tokens read and checked together: 8 KiB, so that a window is one or two small reads
 CAPACITY = 1 << 40  # tokens; an array is cut to its length when its preparation ends
 CACHE_BYTES = 256 << 20  # keeps the shards' indices, which would be read again for every window
+RETRIES = {"max_retries": 5, "initial_delay": "1s", "max_delay": "8s"}  # the driver's own go on for many minutes
+PATIENCE = 45.0  # seconds to wait for a record; a bucket may also be silent, which is no failure to try again
 KINDS = {
     "source": str, "tokenizer": str, "validation_fraction": (int, float), "corpus_sha256": str, "licence": str,
     "note": str, "vocab_size": int, "eos": int, "tokenizer_sha256": str, "splits": dict,
@@ -291,7 +293,8 @@ def open_folder(path: str | Path) -> ts.KvStore:
     text = str(path)
     with reading(f"data.store={text}"):
         if "://" in text:
-            return ts.KvStore.open(text.rstrip("/") + "/").result()
+            context = ts.Context({"gcs_request_retries": RETRIES})
+            return ts.KvStore.open(text.rstrip("/") + "/", context=context).result()
         folder = local(text, "data.store").absolute()
         if file := next((path for path in (folder, *folder.parents) if path.is_file()), None):
             raise InputError(f"data.store={text}: {file} is a file, not a folder")
@@ -312,14 +315,15 @@ def list_files(folder: ts.KvStore, prefix: str) -> list[str]:
 def read_json(folder: ts.KvStore, name: str, **kinds) -> dict | None:
     """The record `name` of the folder, None if there is none. Raises InputError if it cannot be read, is damaged, or
     lacks keys of these kinds."""
-    content = read_file(folder, name)
+    content = read_file(folder, name, PATIENCE)
     return None if content is None else unseal(content, _where(folder, name), **kinds)
 
 
-def read_file(folder: ts.KvStore, name: str) -> bytes | None:
-    """The content of the file `name` of the folder, None if there is none. Raises InputError if it cannot be read."""
+def read_file(folder: ts.KvStore, name: str, seconds: float | None = None) -> bytes | None:
+    """The content of the file `name` of the folder, None if there is none. Raises InputError if it cannot be read, or
+    not within so many seconds."""
     with reading(_where(folder, name)):
-        result = folder.read(name).result()
+        result = folder.read(name).result(timeout=seconds)
     return result.value if result.state == "value" else None
 
 
@@ -345,4 +349,4 @@ def writing(where: str) -> Iterator[None]:
 
 
 def _where(folder: ts.KvStore, name: str) -> str:
-    return f"{unquote(folder.url).removeprefix('file://')}{name}"
+    return f"data.store: {unquote(folder.url).removeprefix('file://')}{name}"

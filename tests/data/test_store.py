@@ -10,6 +10,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -397,6 +398,24 @@ def test_url_and_path_open_the_same_store(built):
     by_url = open_store(f"file://{built}").split("train").read(np.array([7]), 20)
     np.testing.assert_array_equal(by_url, open_store(str(built)).split("train").read(np.array([7]), 20))
     assert storing.open_folder("gs://bucket/a/b").url == "gs://bucket/a/b/"
+
+
+def test_a_bucket_that_does_not_answer_is_one_line(monkeypatch):
+    """A port that takes connections and stays silent, as behind some firewalls."""
+    monkeypatch.setattr(storing, "PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/store"
+        with pytest.raises(InputError, match=rf"^data\.store: {address}/meta\.json: cannot be read .Timeout") as error:
+            open_store(address)
+    assert "\n" not in str(error.value)
+
+
+def test_retries_of_a_bucket_end_within_a_minute():
+    """The first comes after a second, each later one after twice the time."""
+    retries = storing.open_folder("gs://bucket/a").spec(retain_context=True).to_json()["gcs_request_retries"]
+    longest = int(retries["max_delay"].removesuffix("s"))
+    assert sum(min(2**n, longest) for n in range(retries["max_retries"])) < 60
+    assert storing.PATIENCE < 60
 
 
 def damaged_copy(built, tmp_path, damage, files=None):
