@@ -21,6 +21,7 @@ from jaxlab.config import InputError
 from jaxlab.files import local, need, parse_json, reading
 
 PLAIN = (".txt", ".md")
+READABLE = (*PLAIN, ".jsonl", ".tar")
 COMPRESSED = (".gz", ".xz", ".zst")
 ALLOWED = ".txt .md .jsonl .tar, each also with .gz .xz .zst"
 
@@ -28,17 +29,25 @@ ALLOWED = ".txt .md .jsonl .tar, each also with .gz .xz .zst"
 def find_files(pattern: str) -> dict[str, Path]:
     """Files of a glob (`**` recurses), sorted, by their path relative to the glob's part without wildcards.
 
-    Raises InputError when nothing matches or a file has a suffix that cannot be read.
+    Raises InputError when nothing matches, a file has a suffix that cannot be read, or what has the name of a file is
+    none: a link to nothing, a device, a folder (unless `**` goes into it).
     """
     wanted = local(pattern, "data.source")
     paths = sorted(Path(match) for match in glob.glob(str(wanted), recursive=True))
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"data.source=files:{pattern}: {path} is a link to nothing")
+        if not path.is_file() and not path.is_dir():
+            raise InputError(f"data.source=files:{pattern}: {path} is neither a file nor a folder")
+        if path.is_dir() and "**" not in pattern and _kind(path.name) in READABLE:
+            raise InputError(f"data.source=files:{pattern}: {path} is a folder, not a file")
     paths = [path for path in paths if path.is_file()]
     if not paths:
         raise InputError(f"data.source=files:{pattern}: matches no file")
     for path in paths:
         if not is_utf8(str(path)):
             raise InputError(f"data.source=files:{pattern}: the name {str(path)!a} is not UTF-8 text")
-        if _kind(path.name) not in (*PLAIN, ".jsonl", ".tar"):
+        if _kind(path.name) not in READABLE:
             raise InputError(f"{path}: cannot read this kind of file; allowed: {ALLOWED}")
     root = _fixed_part(wanted)
     return {path.relative_to(root).as_posix(): path for path in paths}

@@ -20,10 +20,12 @@ from jaxlab.data.store import (
     STATE,
     NotWritten,
     check_files,
+    check_written,
     create_array,
     hash_files,
     keys_below,
     list_files,
+    need_counts,
     open_folder,
     read_json,
     read_meta,
@@ -129,7 +131,12 @@ def _start(folder: ts.KvStore, corpus: Corpus, inputs: dict, path: str | Path) -
     tokenizer = inputs["tokenizer"]
     if state is not None:
         _check_same(state["inputs"], inputs, path)
-        if model := read_tokenizer(folder, tokenizer, state.get("tokenizer_sha256"), path):
+        splits = need_counts(state["splits"], f"data.store={path}: {STATE}")
+        written = {name: splits[name]["tokens"] for name in SPLITS}
+        model = read_tokenizer(folder, tokenizer, state.get("tokenizer_sha256"), path, needed=any(written.values()))
+        if model:
+            for name, tokens in written.items():
+                check_written(folder, name, tokens, model.vocab_size, path)
             return state, model
     else:
         others = [*TOKENIZERS, *(f"{name}/" for name in SPLITS)]

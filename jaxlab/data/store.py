@@ -1,6 +1,7 @@
 """The token store: a corpus as flat token arrays with random access, in a folder or a bucket."""
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -24,6 +25,8 @@ SHARD = 1 << 22  # tokens a file; also how much text a killed preparation does a
 CHUNK = 4096  # tokens read and checked together: 8 KiB, so that a window is one or two small reads
 CAPACITY = 1 << 40  # tokens; an array is cut to its length when its preparation ends
 CACHE_BYTES = 256 << 20  # keeps the shards' indices, which would be read again for every window
+RETRIES = {"max_retries": 5, "initial_delay": "1s", "max_delay": "8s"}  # the driver's own go on for many minutes
+PATIENCE = 45.0  # seconds to wait for a record; a bucket may also be silent, which is no failure to try again
 KINDS = {
     "source": str, "tokenizer": str, "validation_fraction": (int, float), "corpus_sha256": str, "licence": str,
     "note": str, "vocab_size": int, "eos": int, "tokenizer_sha256": str, "splits": dict,
@@ -122,11 +125,39 @@ def read_meta(folder: ts.KvStore, path: str | Path) -> dict | None:
     where = f"data.store={path}: {META}"
     if meta["format"] != FORMAT:
         raise InputError(f"{where} has format {meta['format']}, not {FORMAT}; {_AGAIN}")
-    splits = need(meta, where, **KINDS)["splits"]
-    for counts in need(splits, where, **dict.fromkeys(SPLITS, dict)).values():
-        if min(need(counts, where, **dict.fromkeys(COUNTS, int))[key] for key in COUNTS) < 1:
-            raise InputError(f"{where} has a split without text; {_AGAIN}")
+    splits = need_counts(need(meta, where, **KINDS)["splits"], where)
+    if min(splits[name][key] for name in SPLITS for key in COUNTS) < 1:
+        raise InputError(f"{where} has a split without text; {_AGAIN}")
     return meta
+
+
+def need_counts(splits: dict, where: str) -> dict[str, dict[str, int]]:
+    """`splits`, if it has the COUNTS of all SPLITS; else InputError, naming `where`."""
+    for counts in need(splits, where, **dict.fromkeys(SPLITS, dict)).values():
+        need(counts, where, **dict.fromkeys(COUNTS, int))
+    return splits
+
+
+def check_written(folder: ts.KvStore, name: str, tokens: int, vocab_size: int, path: str | Path) -> None:
+    """Raises InputError, naming the file, unless the first `tokens` of a split in preparation are as they were written.
+
+    What lies behind them is read too: a kill may leave tokens that are not counted yet, and will be written over.
+    """
+    with reading(f"data.store={path}: {name}/zarr.json"):
+        array = create_array(folder, name, vocab_size)
+    for shard in itertools.count():
+        file = f"{name}/c/{shard}"
+        begin = shard * SHARD
+        if read_file(folder, file) is None:  # which tells trouble of a disk from damage
+            if begin < tokens:
+                raise InputError(f"data.store={path}: {file} is missing; {_AGAIN}")
+            return
+        try:
+            largest = array[begin : min(begin + SHARD, array.shape[0])].read().result().max()
+            if largest >= vocab_size:
+                raise ValueError(f"it holds id {largest}, of {vocab_size} ids in all")
+        except ValueError as error:
+            raise InputError(f"data.store={path}: {file} is damaged ({first_line(error)}); {_AGAIN}") from error
 
 
 def check_files(folder: ts.KvStore, meta: dict, path: str | Path) -> None:
@@ -224,8 +255,6 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 def _tokenizer(folder: ts.KvStore, meta: dict, path: str | Path) -> Tokenizer:
     tokenizer = read_tokenizer(folder, meta["tokenizer"], meta["tokenizer_sha256"], path)
-    if tokenizer is None:
-        raise InputError(f"data.store={path}: {tokenizer_name(meta['tokenizer'])} is missing; {_AGAIN}")
     for key in ("vocab_size", "eos"):
         if getattr(tokenizer, key) != meta[key]:
             raise InputError(
@@ -234,13 +263,17 @@ def _tokenizer(folder: ts.KvStore, meta: dict, path: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def read_tokenizer(folder: ts.KvStore, spec: str, sha256: str | None, path: str | Path) -> Tokenizer | None:
-    """The tokenizer of a store from its file, None if there is no file. Raises InputError if that is damaged."""
+def read_tokenizer(
+    folder: ts.KvStore, spec: str, sha256: str | None, path: str | Path, *, needed: bool = True
+) -> Tokenizer | None:
+    """The tokenizer of a store from its file. Raises InputError if that is damaged, or missing and `needed`."""
     if spec == "bytes":
         return load(spec, None)
     where = f"data.store={path}: {tokenizer_name(spec)}"
     content = read_file(folder, tokenizer_name(spec))
     if content is None:
+        if needed:
+            raise InputError(f"{where} is missing; {_AGAIN}")
         return None
     if sha256 not in (None, hashlib.sha256(content).hexdigest()):
         raise InputError(f"{where} is damaged: it is not as it was written; {_AGAIN}")
@@ -260,7 +293,8 @@ def open_folder(path: str | Path) -> ts.KvStore:
     text = str(path)
     with reading(f"data.store={text}"):
         if "://" in text:
-            return ts.KvStore.open(text.rstrip("/") + "/").result()
+            context = ts.Context({"gcs_request_retries": RETRIES})
+            return ts.KvStore.open(text.rstrip("/") + "/", context=context).result()
         folder = local(text, "data.store").absolute()
         if file := next((path for path in (folder, *folder.parents) if path.is_file()), None):
             raise InputError(f"data.store={text}: {file} is a file, not a folder")
@@ -281,14 +315,15 @@ def list_files(folder: ts.KvStore, prefix: str) -> list[str]:
 def read_json(folder: ts.KvStore, name: str, **kinds) -> dict | None:
     """The record `name` of the folder, None if there is none. Raises InputError if it cannot be read, is damaged, or
     lacks keys of these kinds."""
-    content = read_file(folder, name)
+    content = read_file(folder, name, PATIENCE)
     return None if content is None else unseal(content, _where(folder, name), **kinds)
 
 
-def read_file(folder: ts.KvStore, name: str) -> bytes | None:
-    """The content of the file `name` of the folder, None if there is none. Raises InputError if it cannot be read."""
+def read_file(folder: ts.KvStore, name: str, seconds: float | None = None) -> bytes | None:
+    """The content of the file `name` of the folder, None if there is none. Raises InputError if it cannot be read, or
+    not within so many seconds."""
     with reading(_where(folder, name)):
-        result = folder.read(name).result()
+        result = folder.read(name).result(timeout=seconds)
     return result.value if result.state == "value" else None
 
 
@@ -314,4 +349,4 @@ def writing(where: str) -> Iterator[None]:
 
 
 def _where(folder: ts.KvStore, name: str) -> str:
-    return f"{unquote(folder.url).removeprefix('file://')}{name}"
+    return f"data.store: {unquote(folder.url).removeprefix('file://')}{name}"

@@ -43,8 +43,11 @@ def check_spec(spec: str) -> None:
     """Raises InputError unless `spec` is a tokenizer spec whose file, if it names one, exists."""
     kind, _, rest = spec.partition(":")
     if kind == "bpe":
-        if not (rest.isdecimal() and len(rest) < 10):
-            raise InputError(f"data.tokenizer={spec!r}: N must be a vocabulary size, as in bpe:4096")
+        if not (rest.isdecimal() and len(rest) < 10 and int(rest) > 257):
+            raise InputError(
+                f"data.tokenizer={spec!r}: N must be a vocabulary size above 257 (the bytes, <unk> and </s>), "
+                "as in bpe:4096"
+            )
     elif kind in ("spm", "hf") and rest:
         if not local(rest, "data.tokenizer").is_file():
             raise InputError(f"data.tokenizer={spec!r}: there is no file {rest}")
@@ -185,7 +188,8 @@ def _hugging_face(spec: str, content: bytes) -> Tokenizer:
     model.encode_special_tokens = True  # as text: a document that names the separator is not two documents
 
     def encode(texts):
-        encoded = [np.asarray(e.ids, np.int32) for e in model.encode_batch_fast(texts, add_special_tokens=False)]
+        with reading(f"data.tokenizer={spec!r}: a text"):  # such as one with a letter that the model does not have
+            encoded = [np.asarray(e.ids, np.int32) for e in model.encode_batch_fast(texts, add_special_tokens=False)]
         for text, ids in zip(texts, encoded, strict=True):
             if eos in ids:  # the name of a token that the file does not call special
                 raise InputError(f"data.tokenizer={spec!r}: reads the end of a document (id {eos}) in {text[:60]!r}")
@@ -196,6 +200,8 @@ def _hugging_face(spec: str, content: bytes) -> Tokenizer:
         return model.decode(kept, skip_special_tokens=False)
 
     vocab_size = max(model.get_vocab(with_added_tokens=True).values()) + 1
+    if vocab_size > 1 << 31:
+        raise InputError(f"data.tokenizer={spec!r}: has the id {vocab_size - 1}; ids must be below {1 << 31}")
     file = ("tokenizer.json", content)
     return Tokenizer(spec, vocab_size, eos, hashlib.sha256(content).hexdigest(), encode, decode, file=file)
 

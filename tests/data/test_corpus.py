@@ -216,6 +216,36 @@ def test_unknown_source_lists_the_allowed_ones(tmp_path, source):
         read(source, tmp_path)
 
 
+@pytest.mark.parametrize("pattern", ["*.txt", "b.txt", "**", "**/b*"])
+def test_a_link_to_nothing_is_not_left_out(tmp_path, pattern):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(InputError, match=rf"data\.source=files:.*: {tmp_path}/b\.txt is a link to nothing"):
+        read(f"files:{tmp_path}/{pattern}", tmp_path)
+    (tmp_path / "gone.txt").write_text("found")
+    assert Document("b.txt", "found") in read(f"files:{tmp_path}/{pattern}", tmp_path)
+
+
+def test_what_is_neither_file_nor_folder_is_not_left_out(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    os.mkfifo(tmp_path / "b.txt")
+    with pytest.raises(InputError, match=rf"{tmp_path}/b\.txt is neither a file nor a folder"):
+        read(f"files:{tmp_path}/*", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["b.txt", "b.md", "b.jsonl", "b.tar", "b.tgz", "b.txt.gz"])
+def test_a_folder_in_the_name_of_a_file_is_not_left_out(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "c.txt").write_text("inner")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(InputError, match=rf"data\.source=files:.*: {tmp_path}/{name} is a folder"):
+        read(f"files:{tmp_path}/*", tmp_path)
+    inner = [Document("a.txt", "text"), Document(f"{name}/c.txt", "inner")]
+    assert read(f"files:{tmp_path}/**", tmp_path) == inner
+    assert read(f"files:{tmp_path}/a*", tmp_path) == inner[:1]
+
+
 def test_glob_without_match(tmp_path):
     with pytest.raises(InputError, match="matches no file"):
         read(f"files:{tmp_path}/*.txt", tmp_path)

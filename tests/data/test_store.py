@@ -10,6 +10,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -399,6 +400,24 @@ def test_url_and_path_open_the_same_store(built):
     assert storing.open_folder("gs://bucket/a/b").url == "gs://bucket/a/b/"
 
 
+def test_a_bucket_that_does_not_answer_is_one_line(monkeypatch):
+    """A port that takes connections and stays silent, as behind some firewalls."""
+    monkeypatch.setattr(storing, "PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/store"
+        with pytest.raises(InputError, match=rf"^data\.store: {address}/meta\.json: cannot be read .Timeout") as error:
+            open_store(address)
+    assert "\n" not in str(error.value)
+
+
+def test_retries_of_a_bucket_end_within_a_minute():
+    """The first comes after a second, each later one after twice the time."""
+    retries = storing.open_folder("gs://bucket/a").spec(retain_context=True).to_json()["gcs_request_retries"]
+    longest = int(retries["max_delay"].removesuffix("s"))
+    assert sum(min(2**n, longest) for n in range(retries["max_retries"])) < 60
+    assert storing.PATIENCE < 60
+
+
 def damaged_copy(built, tmp_path, damage, files=None):
     for name, content in (files or files_of(built)).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -625,6 +644,71 @@ def test_a_flipped_byte_in_an_unfinished_store_is_named_or_harmless(corpus, tmp_
             shutil.rmtree(tmp_path / "store")
             damaged_copy(tmp_path / "none", tmp_path / "store", lambda path: None, before)
     assert harmless < 12
+
+
+def rewrite_state(path, change):
+    state = read_record(path / "prepare.json")
+    change(state)
+    (path / "prepare.json").write_text(json.dumps(state))
+
+
+def all_ones(path):
+    """Tokens 65535 in the first chunk of the first shard, with sound checksums."""
+    array = storing.create_array(storing.open_folder(path), "train", 320)
+    array[:512].write(np.full(512, 65535, np.uint16)).result()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: (path / "train/c/0").unlink(), "train/c/0 is missing"),
+        (lambda path: (path / "train/c/1").unlink(), "train/c/1 is missing"),
+        (lambda path: (path / "validation/c/0").unlink(), "validation/c/0 is missing"),
+        (lambda path: shutil.rmtree(path / "train"), "train/c/0 is missing"),
+        (lambda path: flip(path / "train/c/0", 1234), "train/c/0 is damaged"),
+        (lambda path: flip(path / "validation/c/0", 99), "validation/c/0 is damaged"),
+        (lambda path: os.truncate(path / "train/c/1", 700), "train/c/1 is damaged"),
+        (lambda path: os.truncate(path / "train/c/0", 0), "train/c/0 is damaged"),
+        (all_ones, r"train/c/0 is damaged \(it holds id 65535, of 320 ids in all"),
+        (lambda path: (path / "tokenizer.model").unlink(), "tokenizer.model is missing"),
+        (
+            lambda path: rewrite_state(path, lambda state: state["splits"]["train"].pop("tokens")),
+            "prepare.json: tokens is missing",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("small_shards")
+def test_damage_of_what_was_written_is_noticed_on_going_on(corpus, tmp_path, monkeypatch, damage, message):
+    path = tmp_path / "store"
+    interrupted_store(corpus, path, monkeypatch, 3)
+    assert {"0", "1", "2"} <= set(os.listdir(path / "train/c"))
+    damage(path)
+    before = files_of(path)
+    with pytest.raises(InputError, match=rf"{path}.*{message}") as error:
+        build(corpus, path, "bpe:320")
+    assert "\n" not in str(error.value)
+    after = files_of(path)
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_flipped_byte_in_any_shard_of_an_unfinished_store_is_named(corpus, tmp_path, monkeypatch):
+    """Those of a save whose record was not written, too; and then the sound store goes on to the same bytes."""
+    build(corpus, tmp_path / "whole", "bpe:320")
+    path = tmp_path / "store"
+    interrupted_store(corpus, path, monkeypatch, 2)
+    record = (path / "prepare.json").read_bytes()
+    shutil.rmtree(path)
+    interrupted_store(corpus, path, monkeypatch, 4)
+    (path / "prepare.json").write_bytes(record)
+    before, draw = files_of(path), random.Random(2)
+    for name in [name for name in before if "c" in name.parts]:
+        flip(path / name, draw.randrange(len(before[name])), draw.randrange(8))
+        with pytest.raises(InputError, match=f"{name} is damaged"):
+            build(corpus, path, "bpe:320")
+        (path / name).write_bytes(before[name])
+    build(corpus, path, "bpe:320")
+    assert files_of(path) == files_of(tmp_path / "whole")
 
 
 @pytest.mark.usefixtures("small_shards")

@@ -244,11 +244,13 @@ def test_missing_package_names_the_extra(tmp_path, monkeypatch):
     ("spec", "message"),
     [
         ("bpe", "unknown|vocabulary size"),
-        ("bpe:4k", "'bpe:4k': N must be a vocabulary size, as in bpe:4096"),
-        ("bpe:100", "'bpe:100': the characters of the training text need a vocabulary of at least"),
+        ("bpe:4k", "'bpe:4k': N must be a vocabulary size above 257 .*, as in bpe:4096"),
+        ("bpe:260", "'bpe:260': the characters of the training text need a vocabulary of at least"),
         ("bpe:90000", "'bpe:90000': the training text has pieces for a vocabulary of at most"),
         ("bpe:" + "9" * 5000, "N must be a vocabulary size"),
-        ("bpe:0", "'bpe:0': "),
+        ("bpe:0", "'bpe:0': N must be a vocabulary size above 257"),
+        ("bpe:1", "'bpe:1': N must be a vocabulary size above 257"),
+        ("bpe:257", "'bpe:257': N must be a vocabulary size above 257"),
         ("spm:~nobody-of-this-name/x", "data.tokenizer=~nobody-of-this-name/x"),
         ("hf:gs://bucket/t.json", "data.tokenizer=gs://bucket/t.json: must be on a disk"),
         ("words", "'words' is unknown; allowed: bytes, bpe:N, spm:PATH, hf:PATH"),
@@ -284,3 +286,44 @@ def test_a_damaged_sentencepiece_model_is_one_line():
     content = BPE.file[1].replace(b"<0x41>", b"<0\xff41>")
     with pytest.raises(InputError, match=r"data\.tokenizer='spm:x': not a sentencepiece model"):
         load("spm:x", content)
+
+
+def words(model):
+    """A tokenizer.json that splits a text at its spaces."""
+    return json.dumps({"version": "1.0", "pre_tokenizer": {"type": "Whitespace"}, "model": model}).encode()
+
+
+VOCABULARY = {"a": 0, "</s>": 1}
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"type": "WordLevel", "vocab": VOCABULARY, "unk_token": "[UNK]"}, "Missing .UNK. token"),
+        (
+            {
+                "type": "WordPiece", "vocab": VOCABULARY, "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                "max_input_chars_per_word": 9,
+            },
+            "Missing .UNK. token",
+        ),
+        ({"type": "BPE", "vocab": VOCABULARY, "merges": [], "unk_token": "[UNK]"}, "Unk token `.UNK.` not found"),
+        ({"type": "Unigram", "vocab": [["a", -1.0], ["</s>", -1.0]], "unk_id": None}, "`unk_id` is missing"),
+    ],
+)  # fmt: skip
+def test_a_text_that_a_model_cannot_encode_is_one_line(model, reason):
+    pytest.importorskip("tokenizers")
+    tokenizer = load("hf:x", words(model))
+    assert [ids.tolist() for ids in tokenizer.encode(["a a"])] == [[0, 0]]
+    with pytest.raises(InputError, match=rf"data\.tokenizer='hf:x': .*{reason}") as error:
+        tokenizer.encode(["a b"])
+    assert "\n" not in str(error.value)
+
+
+def test_ids_that_32_bits_do_not_hold_are_refused():
+    pytest.importorskip("tokenizers")
+    model = {"type": "WordLevel", "vocab": {"a": 2**31 - 1, "</s>": 1}, "unk_token": "a"}
+    assert load("hf:x", words(model)).encode(["a"])[0].tolist() == [2147483647]
+    model["vocab"]["a"] += 1
+    with pytest.raises(InputError, match=r"data\.tokenizer='hf:x': has the id 2147483648; .* below 2147483648"):
+        load("hf:x", words(model))
