@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.ad_checkpoint import print_saved_residuals
@@ -90,3 +91,16 @@ def kept_per_token(c, replicas, **options):
         return sum(math.prod(s) for s in shapes if length in s)
 
     return (kept(2) - kept(1)) / tokens.size
+
+
+def test_logits_of_bfloat16_activations_are_summed_in_float32():
+    """They are the products of the rounded hidden states and head, not these sums rounded to bfloat16 again."""
+    c = reference.tiny()
+    params = reference.random_params(c)
+    decoder, tokens = Decoder(c, dtype=jnp.bfloat16, scan=True), TOKENS[0, :, :-1]
+    hidden, head = decoder.apply({"params": params}, tokens, method="features")
+    logits = decoder.apply({"params": params}, tokens)
+    wanted = np.einsum("bld,vd->blv", np.float64(hidden), np.float64(head))
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-5)
+    assert np.abs(np.float64(logits.astype(jnp.bfloat16)) - wanted).max() > 1e-3
