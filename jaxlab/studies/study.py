@@ -9,7 +9,6 @@ A study is a module of this package with
 """
 
 import csv
-import difflib
 import fcntl
 import importlib.util
 import io
@@ -29,7 +28,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from jaxlab import files, studies
-from jaxlab.config import InputError, check, check_keys, default, differences, flatten, from_text
+from jaxlab.config import InputError, check, check_keys, differences, flatten, from_text
 from jaxlab.cost import flops
 from jaxlab.model.families import parameters
 from jaxlab.studies.claim import Claim
@@ -186,16 +185,10 @@ def _check_name(study: str, name: str) -> None:
 
 
 def _values(changes: dict[str, str]) -> dict:
-    values, known = {}, flatten(default())
-    for key, text in changes.items():
-        if key not in known:
-            (near,) = difflib.get_close_matches(key, known, 1, 0)
-            raise InputError(f"--set {key}={text}: there is no such key; the nearest is {near}")
-        try:
-            values[key] = from_text(key, str(text))
-        except InputError as error:
-            raise InputError(f"--set {error}") from error
-    return values
+    try:
+        return {key: from_text(key, str(text)) for key, text in changes.items()}
+    except InputError as error:
+        raise InputError(f"--set {error}") from error
 
 
 def status(folder: Path, running: bool | None = None) -> tuple[str, str]:

@@ -99,10 +99,10 @@ def test_scales_are_folders_too(tmp_path):
         ({"runs": "{}/file"}, "file is a file; must be a folder"),
         (
             {"changes": {"model.d_modle": "3"}},
-            "--set model.d_modle=3: there is no such key; the nearest is model.d_model",
+            "--set config: unknown key model.d_modle; the nearest is model.d_model",
         ),
-        ({"changes": {"model": "3"}}, "--set model=3: there is no such key"),
-        ({"changes": {"": "3"}}, "--set =3: there is no such key"),
+        ({"changes": {"model": "3"}}, "--set config: unknown key model; the nearest is"),
+        ({"changes": {"": "3"}}, "--set config: unknown key ; the nearest is"),
         ({"changes": {"tokens": "1e6"}}, "--set tokens=1e6: must be a whole number"),
         ({"changes": {"tokens": "9" * 5_000}}, "must be a whole number"),
         ({"changes": {"tokens": "9" * 400}}, "must be a whole number"),

@@ -113,7 +113,7 @@ def test_killed_half_way_it_ends_with_the_same_table(undisturbed, flags, tmp_pat
         ({"study": "chinchilla"}, "must be NAME:SCALE"),
         ({"study": "absent.py:smoke"}, "there is no file absent.py"),
         ({"part": "nothing"}, "--part=nothing: chinchilla:smoke has no such part; it has grid"),
-        ({"changes": {"model.depth": "3"}}, "--set model.depth=3: there is no such key"),
+        ({"changes": {"model.depth": "3"}}, "--set config: unknown key model.depth; the nearest is"),
         ({"changes": {"tokens": "many"}}, "--set tokens=many: must be a whole number"),
         ({"changes": {"tokens": "7"}}, "tokens=7: less than one batch"),
     ],
