@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -199,7 +198,7 @@ def processes(kills: int, seed: int, folder: Path) -> dict:
     slowest, lines = 0.0, []
     for number in range(kills):
         target = folder / f"two-{number}"
-        started = together(file, target, 2, folder / "cache")
+        started = tiny.side_by_side(file, target, 2, folder / "cache")
         victim = draw.randrange(2)
         until = time.monotonic() + draw.uniform(4, 25)
         while time.monotonic() < until and all(p.poll() is None for p in started):
@@ -216,29 +215,13 @@ def processes(kills: int, seed: int, folder: Path) -> dict:
         assert len(errors.splitlines()) == 1, errors
         assert seconds < GONE_SECONDS
         count = (1, 2, 4)[number % 3]
-        again = together(file, target, count, folder / "cache")
+        again = tiny.side_by_side(file, target, count, folder / "cache")
         texts = [process.communicate(timeout=600) for process in again]
         assert all(process.returncode == 0 for process in again), texts
         losses = [[r["loss"] for r in tiny.rows(path)] for path in (target, folder / "one")]
         assert len(losses[0]) == len(losses[1])
         assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < 1e-3
     return {"scenario": "processes", "kills": kills, "slowest end": round(slowest, 1), "lines": len(lines)}
-
-
-def together(file: Path, workdir: Path, count: int, cache: Path) -> list[subprocess.Popen]:
-    """As many processes of one run, of four devices in all."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    flags = [f"--config={file}", f"--workdir={workdir}"]
-    return [
-        subprocess.Popen(
-            tiny.command("train", *flags, *([f"--processes=localhost:{port},{i},{count}"] if count > 1 else [])),
-            cwd=tiny.ROOT, env=tiny.environment(cache, devices=4 // count), stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )
-        for i in range(count)
-    ]  # fmt: skip
 
 
 if __name__ == "__main__":

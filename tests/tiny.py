@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -77,6 +78,22 @@ def launch(name: str, *flags: str, cache: Path | None = None, devices: int = 1, 
     """Runs a launcher to its end; text output captured."""
     env = environment(cache, devices)
     return subprocess.run(command(name, *flags), cwd=ROOT, env=env, capture_output=True, text=True, **options)
+
+
+def side_by_side(file: Path, workdir: Path, count: int, cache: Path) -> list[subprocess.Popen]:
+    """Starts `count` processes that train one run together, on four devices in all; text output piped."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = [f"--config={file}", f"--workdir={workdir}"]
+    return [
+        subprocess.Popen(
+            command("train", *flags, *([f"--processes=localhost:{port},{i},{count}"] if count > 1 else [])),
+            cwd=ROOT, env=environment(cache, devices=4 // count), stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(count)
+    ]  # fmt: skip
 
 
 def on_devices(

@@ -1,7 +1,5 @@
 """A run of several processes, as on the hosts of a pod: each reads its own part of every batch."""
 
-import socket
-import subprocess
 import time
 
 import pytest
@@ -52,7 +50,7 @@ def test_when_one_is_killed_the_other_ends_with_one_line_and_fewer_go_on(data, u
     undisturbed run, but for the order of sums."""
     cache = request.config.cache.mkdir("jax")
     file = tiny.config_file(tmp_path / "config.py", data, **LONGER)
-    started = start(file, tmp_path / "run", cache)
+    started = tiny.side_by_side(file, tmp_path / "run", 2, cache)
     while not tiny.saved(tmp_path / "run"):
         assert all(process.poll() is None for process in started)
         time.sleep(0.01)
@@ -70,28 +68,9 @@ def test_when_one_is_killed_the_other_ends_with_one_line_and_fewer_go_on(data, u
     assert [r["loss"] for r in rows] == pytest.approx([r["loss"] for r in undisturbed], abs=1e-4)
 
 
-def start(file, workdir, cache) -> list[subprocess.Popen]:
-    """Two processes of two devices each."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    flags = [f"--config={file}", f"--workdir={workdir}"]
-    return [
-        subprocess.Popen(
-            tiny.command("train", *flags, f"--processes=localhost:{port},{i},2"),
-            cwd=tiny.ROOT,
-            env=tiny.environment(cache, devices=2),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-
-
 def together(file, workdir, cache) -> list[str]:
     """Standard output of two processes, which must both succeed."""
-    started = start(file, workdir, cache)
+    started = tiny.side_by_side(file, workdir, 2, cache)
     outputs = [process.communicate(timeout=240) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
     return [out for out, _ in outputs]
