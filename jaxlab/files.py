@@ -4,8 +4,10 @@ A record is a JSON file, or a line of a JSON-lines file, that carries a checksum
 therefore noticed wherever it is, and nobody computes with it. Records of versions without checksums still open.
 """
 
+import fcntl
 import json
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -116,6 +118,32 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     except BaseException:  # a full disk above all, which half a file makes fuller
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(path: Path, patience: float = 0.0) -> Iterator[bool]:
+    """Whether this process now has the lock on a file, which is made if need be and then holds the process's number.
+
+    The lock is the file system's, and goes with the process, however that ends. patience: seconds for which to try.
+    Raises OSError where the file cannot be written, or can have no lock.
+    """
+    until = time.monotonic() + patience
+    with path.open("a") as file:
+        while not (ours := lock(file, fcntl.LOCK_EX)) and time.monotonic() < until:
+            time.sleep(0.01)
+        if ours:
+            file.truncate(0)
+            print(os.getpid(), file=file, flush=True)
+        yield ours
+
+
+def lock(file, kind: int) -> bool:
+    """Whether an open file now has a lock of this kind of fcntl's: not while another process has one."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def seal(content: dict) -> bytes:

@@ -36,8 +36,8 @@ def main(words: list[str], console: Console) -> int:
     from jaxlab.train.branch import branch, loss
     from jaxlab.train.build import build
     from jaxlab.train.checkpoint import listed
+    from jaxlab.train.claim import check_run
     from jaxlab.train.log import say
-    from jaxlab.train.loop import check_run
 
     if words:
         raise InputError(f"{words[0]}: only flags are understood")

@@ -180,8 +180,8 @@ def main(config, console) -> int:
     from jaxlab.evaluate.tasks import read_tasks
     from jaxlab.train.build import build
     from jaxlab.train.checkpoint import load, state_key
+    from jaxlab.train.claim import check_run
     from jaxlab.train.log import say as say_on
-    from jaxlab.train.loop import check_run
 
     first = parallel.start(_PROCESSES.value)
     console.quiet, say = not first, partial(say_on, console)

@@ -10,7 +10,7 @@ from jaxlab.files import read_record, reading
 from jaxlab.interop.hugging_face import TRAINING
 from jaxlab.train.build import Run, build
 from jaxlab.train.checkpoint import complete, load
-from jaxlab.train.loop import begin, check_run, claim, record
+from jaxlab.train.claim import begin, check_run, claim, record
 from jaxlab.train.state import Clock
 
 

@@ -14,9 +14,7 @@ import importlib.util
 import io
 import json
 import math
-import os
 import pkgutil
-import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -237,13 +235,7 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[bool]:
     be no lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + patience
-    with (folder / "lock").open("a") as file:
-        while not (ours := _locked(file, fcntl.LOCK_EX)) and time.monotonic() < until:
-            time.sleep(0.01)
-        if ours:
-            file.truncate(0)
-            print(os.getpid(), file=file, flush=True)
+    with files.locked(folder / "lock", patience) as ours:
         yield ours
 
 
@@ -258,17 +250,9 @@ def holder(folder: Path) -> int | None:
 def _is_held(folder: Path) -> bool:
     try:
         with (folder / "lock").open() as file:  # to read: others' runs, and disks that cannot be written, are seen too
-            return not _locked(file, fcntl.LOCK_SH)
+            return not files.lock(file, fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
-
-
-def _locked(file, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def facts(config: ConfigDict) -> dict:

@@ -10,8 +10,9 @@ from jaxlab.config import InputError
 from jaxlab.optim.batch_growth import size_at
 from jaxlab.train.build import Run, build, hypers
 from jaxlab.train.checkpoint import NonFinite, complete, load
+from jaxlab.train.claim import begin
 from jaxlab.train.log import say
-from jaxlab.train.loop import begin, train
+from jaxlab.train.loop import train
 
 
 def branch(run: Run, tokens: int, times: int, window: int) -> ConfigDict:

@@ -1,12 +1,7 @@
 """The training loop: calls of the compiled steps, and between them the events whose time has come."""
 
-import errno
 import faulthandler
-import fcntl
-import json
 import math
-import os
-import platform
 import signal
 import sys
 import threading
@@ -15,26 +10,24 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from jaxlab.config import InputError, differences, flatten
 from jaxlab.cost import flops
-from jaxlab.files import read_record, write_record
+from jaxlab.files import write_record
 from jaxlab.train import report
 from jaxlab.train.build import Run
-from jaxlab.train.checkpoint import Checkpoints, NonFinite, check_space, complete
+from jaxlab.train.checkpoint import Checkpoints, NonFinite, check_space
+from jaxlab.train.claim import alone, claim, finished, first_clock, possible, record
 from jaxlab.train.log import Log, read, say
 from jaxlab.train.meter import Meter, peak_flops
 from jaxlab.train.plan import Call, crossed
 from jaxlab.train.probes import Probe, probes
 from jaxlab.train.state import Clock, State
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 HANG_SECONDS = 1_800  # without a step: longer than any compilation, and the stacks of all threads are printed
 
 
@@ -70,23 +63,6 @@ def train(run: Run, workdir: str | Path, console: Console) -> dict | None:
             return finish(run, workdir, state, clock, log, saved, recorded)
 
 
-def finished(workdir: Path, console: Console) -> dict | None:
-    """What result.json says, None where there is none. A damaged one is set aside, for the run to be finished again;
-    InputError if no checkpoint is left to do so from."""
-    path = workdir / "result.json"
-    if not path.exists():
-        return None
-    try:
-        return read_record(path, tokens=int, steps=int, loss=float, bits_per_byte=float, seconds=(int, float))
-    except InputError as error:
-        if not complete(workdir):
-            raise
-        if jax.process_index() == 0:
-            path.replace(path.with_name("result.json.damaged"))
-        say(console, f"{error}: set aside as result.json.damaged; the run ends again from its last checkpoint")
-        return None
-
-
 def open_log(run: Run, workdir: Path, console: Console, clock: Clock, claimed: dict) -> Log:
     """The log of a run that goes on from `clock`, where it says if rows before that are missing."""
     first = jax.process_index() == 0
@@ -97,7 +73,7 @@ def open_log(run: Run, workdir: Path, console: Console, clock: Clock, claimed: d
         start_tokens=clock.tokens,
         tensorboard=run.config.log.tensorboard and first,
     )
-    last = log.last.get("train", {"tokens": _began(claimed).tokens})["tokens"]
+    last = log.last.get("train", {"tokens": first_clock(claimed).tokens})["tokens"]
     if last != clock.tokens:
         log.say(f"{log.path}: the rows from {last:,} to {clock.tokens:,} tokens, where training goes on, are missing")
     return log
@@ -123,24 +99,6 @@ def of_run(run: Run, found: tuple[State, Clock] | None, report: Callable[[str], 
         report(f"saved with {state.replicas} replicas: {run.config.replicas} go on from the global parameters")
         state = run.program.regroup(state)
     return state, clock
-
-
-def possible(run: Run, claimed: dict) -> Callable[[Clock], bool]:
-    """Whether a run, of which config.json says what is claimed, is ever at a clock: of a batch that grows only by its
-    tokens, as its sizes are rounded to the devices of the day."""
-    b, began = run.config.batch, _began(claimed)
-    grows = b.growth or b.context_growth or ("branch_of" in claimed and "began" not in claimed)
-
-    def is_possible(clock):
-        tokens, taken = clock.tokens - began.tokens, clock.steps - began.steps
-        return 0 <= tokens <= run.config.tokens - began.tokens and (grows or tokens == taken * b.tokens)
-
-    return is_possible
-
-
-def _began(claimed: dict) -> Clock:
-    """Where a run's first step started: a branch's at the clock of its checkpoint."""
-    return Clock(*claimed.get("began", Clock()))
 
 
 def steps(run, state, clock, log, meter, checkpoints, record, stopping) -> tuple[State | None, Clock]:
@@ -248,98 +206,10 @@ def finish(run, workdir, state, clock, log, checkpoints, record) -> dict:
     checkpoints.wait()
     if jax.process_index() == 0:
         if trained:  # there are rows of steps, unless they were lost
-            source = run.config.data.source.replace("$", r"\$")  # which would begin a formula
-            report.figure(rows, workdir / "curves.png", f"{run.config.model.family}, {source}")
+            title = f"{run.config.model.family}, {run.config.data.source}"
+            report.figure(rows, workdir / "curves.png", title)
         write_record(workdir / "result.json", result)
     return result
-
-
-def record(run: Run) -> dict:
-    """What config.json and every checkpoint record of a run: its config, data and versions."""
-    data = {name: run.store.meta[name] for name in ("corpus_sha256", "tokenizer_sha256")}
-    return {"config": flatten(run.config), "data": data, "versions": {p: version(p) for p in PACKAGES}}
-
-
-def check_run(run: Run, workdir: Path) -> None:
-    """Raises InputError unless workdir holds a run of this config, on these tokens."""
-    if not (workdir / "config.json").exists():
-        raise InputError(f"workdir={workdir}: holds no run; train one with python -m launch.train")
-    claim(workdir, record(run))
-
-
-def claim(workdir: Path, record: dict) -> dict:
-    """Makes workdir this run's, or checks that it is, and returns what config.json says.
-
-    record["awaits"]: where the parameters that the run starts with come from, {"params_from": FOLDER} or {"branch_of":
-    WORKDIR}; it stays in config.json until the first checkpoint is complete. Raises InputError with the keys that
-    differ, for a damaged config.json, and for a run that still awaits its parameters or got others.
-    """
-    path = workdir / "config.json"
-    if not path.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-            machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {devices}"
-            write_record(path, record | {"machine": machine})
-        return record
-    claimed = read_record(path, config=dict, data=dict)
-    differing = differences(claimed["config"], json.loads(json.dumps(record["config"])))
-    differing += [
-        f"{k}: {v} -> {record['data'].get(k)}" for k, v in claimed["data"].items() if v != record["data"].get(k)
-    ]
-    if differing:
-        raise InputError(f"workdir={workdir}: holds a run that differs in " + "; ".join(differing))
-    arrived, source, wanted = complete(workdir), _source(claimed), _source(record)
-    if wanted and wanted != source:
-        raise InputError(
-            f"workdir={workdir}: holds a run that starts from {source or 'random parameters'}, not {wanted}"
-        )
-    if source and not wanted and not arrived:
-        raise InputError(
-            f"workdir={workdir}: the parameters of {source}, from which its run starts, are not there yet: give the "
-            "command again that began it"
-        )
-    if arrived and "awaits" in claimed:
-        claimed |= claimed.pop("awaits")
-        if jax.process_index() == 0:
-            write_record(path, claimed)
-    return claimed
-
-
-def _source(claimed: dict) -> Path | None:
-    """The folder that a run's first parameters come from."""
-    origin = claimed | claimed.get("awaits", {})
-    folder = origin.get("params_from", origin.get("branch_of"))
-    return folder and Path(folder).resolve()
-
-
-def begin(run: Run, workdir: Path, state: State, clock: Clock, origin: dict) -> None:
-    """Makes workdir a run whose first checkpoint is this state, which comes from `origin` (see `claim`). Cut off at any
-    moment, it has the checkpoint, or says what it waits for."""
-    recorded = record(run)
-    check_space(workdir, run.config.checkpoint.keep, state)
-    claim(workdir, recorded | {"awaits": origin})
-    with closing(Checkpoints(workdir / "checkpoints", run.config.checkpoint.keep)) as saved:
-        saved.save(state, clock, recorded | origin)
-    claim(workdir, recorded | {"awaits": origin})
-
-
-@contextmanager
-def alone(workdir: Path) -> Iterator[None]:
-    """Within it no other command trains the run in workdir: InputError where one does. The lock goes with the process,
-    however that ends; a disk without locks gives none."""
-    if jax.process_index():
-        yield  # the first process speaks for all
-        return
-    with (workdir / "training.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"workdir={workdir}: another command is training this run") from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-        yield
 
 
 @contextmanager

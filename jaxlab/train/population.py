@@ -16,6 +16,7 @@ from jaxlab.cost import flops
 from jaxlab.train import loop
 from jaxlab.train.build import Run
 from jaxlab.train.checkpoint import Checkpoints, NonFinite, complete, restore_together
+from jaxlab.train.claim import alone, claim, possible, record
 from jaxlab.train.log import Log, say
 from jaxlab.train.meter import Meter, peak_flops
 from jaxlab.train.plan import Call, crossed
@@ -73,22 +74,24 @@ def _start(
     runs: list[Run], workdirs: list[Path], consoles: list[Console], stack: ExitStack
 ) -> tuple[list[Member], State, Clock]:
     """The members, and what they go on from: their stacked states, and the clock that they share."""
-    records, reports = [loop.record(run) for run in runs], [partial(say, console) for console in consoles]
-    claimed = [loop.claim(workdir, record) for workdir, record in zip(workdirs, records, strict=True)]
+    records, reports = [record(run) for run in runs], [partial(say, console) for console in consoles]
+    claimed = [claim(*pair) for pair in zip(workdirs, records, strict=True)]
+    for workdir in workdirs:
+        stack.enter_context(alone(workdir))
     saved = [Checkpoints(workdir / "checkpoints", runs[0].config.checkpoint.keep) for workdir in workdirs]
     for checkpoints in saved:
         stack.enter_context(closing(checkpoints))
     for run, report in zip(runs, reports, strict=True):
         report(f"member of a population; seed {run.config.seed}, peak_lr {run.config.schedule.peak_lr:g}")
-    possible = loop.possible(runs[0], claimed[0])
-    found = restore_together(saved, runs[0].program.abstract_state(), reports, possible) or [None] * len(runs)
+    is_possible = possible(runs[0], claimed[0])
+    found = restore_together(saved, runs[0].program.abstract_state(), reports, is_possible) or [None] * len(runs)
     found = [loop.of_run(*parts) for parts in zip(runs, found, reports, strict=True)]
     clock, members = found[0][1], []
-    for run, workdir, record, console, said, checkpoints in zip(
+    for run, workdir, recorded, console, said, checkpoints in zip(
         runs, workdirs, records, consoles, claimed, saved, strict=True
     ):
         log = stack.enter_context(closing(loop.open_log(run, workdir, console, clock, said)))
-        members.append(Member(run, probes(run), workdir, record, log, checkpoints))
+        members.append(Member(run, probes(run), workdir, recorded, log, checkpoints))
     return members, jax.tree.map(lambda *x: jnp.stack(x), *[state for state, _ in found]), clock
 
 

@@ -16,7 +16,7 @@ from jaxlab.data.store import load_tokenizer
 from jaxlab.files import write_record
 from jaxlab.interop.hugging_face import export, load
 from jaxlab.interop.workdir import go_on_from, newest_params, recorded_config, start_from
-from jaxlab.train import loop
+from jaxlab.train import claim, loop
 from jaxlab.train.build import build
 from jaxlab.train.checkpoint import Checkpoints
 from jaxlab.train.loop import read
@@ -165,7 +165,7 @@ def test_cut_off_at_the_start_it_starts_from_those_parameters_or_says_what_to_do
 
 
 def test_a_claim_of_an_older_version_awaits_its_parameters_too(fresh, workdir, tmp_path):
-    write_record(tmp_path / "config.json", loop.record(fresh) | {"params_from": str(workdir)})
+    write_record(tmp_path / "config.json", claim.record(fresh) | {"params_from": str(workdir)})
     with pytest.raises(InputError, match="are not there yet"):
         loop.train(fresh, tmp_path, Console(quiet=True))
     go_on_from(fresh, tmp_path, workdir)

@@ -17,11 +17,12 @@ from rich.console import Console
 from jaxlab.config import InputError
 from jaxlab.files import read_record, write_record
 from jaxlab.interop.workdir import recorded_config
-from jaxlab.train import loop
+from jaxlab.train import claim, loop
 from jaxlab.train.build import build
 from jaxlab.train.checkpoint import Checkpoints, NonFinite
 from jaxlab.train.meter import Meter, measured_flops
 from jaxlab.train.plan import Batch, Call
+from jaxlab.train.population import train_together
 from jaxlab.train.state import Clock
 from tests import tiny
 
@@ -272,6 +273,8 @@ def test_an_evaluation_does_not_slow_the_steps_around_it(data, tmp_path, monkeyp
 def test_two_commands_do_not_train_one_run(data, tmp_path):
     """The second is one line, whether the run has begun or not; the lock is gone with the first."""
     run = build(tiny.config(data, tokens=1_024, schedule__warmup_tokens=0, log__tensorboard=False))
-    with loop.alone(tmp_path), pytest.raises(InputError, match="another command is training this run"):
+    with claim.alone(tmp_path), pytest.raises(InputError, match="another command is training this run"):
         loop.train(run, tmp_path, Console(quiet=True))
+    with claim.alone(tmp_path), pytest.raises(InputError, match="another command is training this run"):
+        train_together([run], [tmp_path], [Console(quiet=True)])
     assert loop.train(run, tmp_path, Console(quiet=True))["tokens"] == 1_024
