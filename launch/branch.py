@@ -15,7 +15,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from jaxlab.config import InputError
+from jaxlab.config import InputError, check
 from launch import entry
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run, which is left as it is but for branches/")
@@ -56,6 +56,8 @@ def main(words: list[str], console: Console) -> int:
         (tokens, k): branch(run, tokens, k, _WINDOW.value or 32 * max(times) * sizes[tokens])
         for tokens in at for k in times
     }  # fmt: skip
+    for config in configs.values():  # before the first of them trains
+        check(config)
     measured = {tokens: {} for tokens in at}
     for (tokens, k), config in configs.items():
         folder = workdir / "branches" / f"{tokens}-x{k}"

@@ -39,13 +39,13 @@ def run(main: Callable[[ConfigDict, Console], int]) -> None:
             raise InputError(f"{words[0]}: only flags are understood, values after =")
         return read(experiment.value, changes)
 
-    _exit_with(read_config, main)
+    exit_with(read_config, main)
 
 
 def run_actions(main: Callable[[list[str], Console], int]) -> None:
     """Exits with the status of main(words, console), words being what is left of the command line when the flags have
     been read; bad input exits with 2 and one line on stderr, a run that fails with 1 and one line."""
-    _exit_with(lambda: _words(sys.argv[1:]), main)
+    exit_with(lambda: _words(sys.argv[1:]), main)
 
 
 def console(**options) -> Console:
@@ -115,7 +115,8 @@ def _words(arguments: list[str]) -> list[str]:
         raise InputError(str(error)) from error
 
 
-def _exit_with(read: Callable[[], object], main: Callable[[object, Console], int]) -> None:
+def exit_with(read: Callable[[], object], main: Callable[[object, Console], int]) -> None:
+    """Exits with the status of main(read(), console); what a person has to know of an error is one line on stderr."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text of the terminal's encoding
             stream.reconfigure(errors="backslashreplace")

@@ -22,7 +22,6 @@ import numpy as np
 from absl import flags
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from jaxlab.config import InputError
 from jaxlab.files import local, mended_rows, read_record, read_rows, sealed_row, write_record, writing
@@ -77,17 +76,17 @@ def score(choose, items: list, path: Path, model: dict, show, say, writes: bool 
     if path.exists():
         rows = mended_rows(path, say, bool, key=str) if writes else read_rows(path, key=str)[0]
     known = {row["key"]: row for row in rows}
-    missing = [item for item, k in zip(items, keys, strict=True) if k not in known]
-    scored = 0
+    missing = {k: item for k, item in zip(keys, items, strict=True) if k not in known}
+    names, done = iter(missing), len(items) - len(missing)
     with writing(path), (path if writes and missing else Path(os.devnull)).open("a") as file:
-        for records in choose(missing):
-            for item, record in zip(missing[scored:], records, strict=False):
-                row = {"state": model["state"], "checkpoint": model["checkpoint"], "key": key(model, item)} | record
+        for records in choose(list(missing.values())):
+            for record in records:
+                row = {"state": model["state"], "checkpoint": model["checkpoint"], "key": next(names)} | record
                 known[row["key"]] = row
                 file.write(sealed_row(row))
             file.flush()
-            scored += len(records)
-            show(len(items) - len(missing) + scored)
+            done += len(records)
+            show(done)
     return [known[k] for k in keys]
 
 
@@ -145,7 +144,7 @@ def store_table(results: dict) -> Table:
     table = Table("store", "tokens", "nats/token", "perplexity", "bits/byte")
     for path, r in results.items():
         values = f"{r['loss']:.4f}", f"{r['perplexity']:.2f}", f"{r['bits_per_byte']:.4f}"
-        table.add_row(Text(path), f"{r['scored_tokens']:,}", *values)  # Text: a path is not markup
+        table.add_row(path, f"{r['scored_tokens']:,}", *values)
     return table
 
 

@@ -53,7 +53,7 @@ def measurements(workdir: Path) -> tuple[list[dict], dict[str, np.ndarray]]:
         where = f"{path}: the spectra at {row['tokens']} tokens"
         files.need(row, where, **kinds)
         with files.reading(where):
-            [float(row[key]) for key in (*kinds, "tokens")]  # no integer beyond what a figure takes
+            np.array([row[key] for key in (*kinds, "tokens")], float)  # raises for integers beyond a figure's
     for tap in taps(eigenvalues):
         count = sum(key.startswith(f"{tap}/hard_rank/") for key in rows[-1])
         if count != depth(eigenvalues, tap):

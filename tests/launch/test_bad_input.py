@@ -151,7 +151,7 @@ def of_xla():
 )
 def test_what_fails_fails_in_one_line(fails, status, said, capsys):
     with pytest.raises(SystemExit) as end:
-        entry._exit_with(list, lambda *_: fails())
+        entry.exit_with(list, lambda *_: fails())
     assert end.value.code == status
     told = capsys.readouterr().err
     assert told.startswith(said)
@@ -165,7 +165,7 @@ def test_a_fault_of_the_program_is_not_taken_for_bad_input():
             raise fault
 
         with pytest.raises(type(fault)):
-            entry._exit_with(list, lambda *_: fails())
+            entry.exit_with(list, lambda *_: fails())
 
 
 def test_names_are_printed_as_they_are(capsys):
@@ -221,7 +221,7 @@ def test_names_that_are_no_text_where_output_is_ascii(file, tmp_path):
 
 def test_a_reader_that_has_read_enough():
     """As in `python -m launch.study ... list | head -1`."""
-    script = "from launch import entry; entry._exit_with(list, lambda *_: print('x' * 10**6))"
+    script = "from launch import entry; entry.exit_with(list, lambda *_: print('x' * 10**6))"
     with subprocess.Popen([sys.executable, "-c", script], cwd=tiny.ROOT, stdout=PIPE, stderr=PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
