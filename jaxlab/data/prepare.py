@@ -10,6 +10,16 @@ import numpy as np
 import tensorstore as ts
 
 from jaxlab.config import InputError
+from jaxlab.data.bucket import (
+    NotWritten,
+    keys_below,
+    list_files,
+    open_folder,
+    read_json,
+    write_file,
+    write_json,
+    writing,
+)
 from jaxlab.data.corpus import Corpus, Document, open_corpus
 from jaxlab.data.store import (
     COUNTS,
@@ -18,23 +28,15 @@ from jaxlab.data.store import (
     SHARD,
     SPLITS,
     STATE,
-    NotWritten,
     check_files,
     check_written,
     create_array,
     hash_files,
-    keys_below,
-    list_files,
     need_counts,
-    open_folder,
-    read_json,
     read_meta,
     read_tokenizer,
     remember,
     stamp,
-    write_file,
-    write_json,
-    writing,
 )
 from jaxlab.data.tokenizer import Tokenizer, check_spec, make_tokenizer
 from jaxlab.files import local

