@@ -6,7 +6,6 @@ from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
-from rich.text import Text
 
 from jaxlab import files
 from jaxlab.config import InputError
@@ -71,10 +70,10 @@ def run(study: Study, changes: dict, console: Console) -> int:
         again = {"study": _STUDY.value, "runs": _RUNS.value, "part": _PART.value, "changes": changes}
         lost = worker.run(study, trials, workers, _POPULATION.value, again, watch)
         watch()
-    _, damaged = survey(replace(study, trials=trials))
-    left = {t.name: status(study.folder / t.name) for t in trials}
-    left |= {name: ("damaged", reason) for name, reason in damaged.items()}
-    failed = [f"{name}: {state} {reason}".rstrip() for name, (state, reason) in left.items() if state not in ENDED]
+    rows, left = survey(replace(study, trials=trials))
+    ended = {row["name"] for row in rows}
+    stand = {t.name: left.get(t.name) or " ".join(status(study.folder / t.name)).rstrip() for t in trials}
+    failed = [f"{name}: {text}" for name, text in stand.items() if name not in ended]
     for line in (*lost, *failed):
         say(console, line)
     say(console, f"{len(trials) - len(failed)} of {len(trials)} runs have ended, in {line_of(study.folder)}")
@@ -114,29 +113,22 @@ def prepare(study: Study, console: Console) -> None:
 
 def show(study: Study, changes: dict, console: Console) -> int:
     """Prints every run and how it stands."""
-    rows, damaged = survey(study)
-    found = {row["name"]: row for row in rows}
+    rows, left = survey(study)
+    ended = {row["name"]: row for row in rows}
     table = wrapped("index", *study.trials[0].tags, "status", "loss", "bits/byte", "seconds")
     for i, trial in enumerate(study.trials):
-        state, reason = status(study.folder / trial.name)
-        if trial.name in damaged:
-            state, reason = "damaged", damaged[trial.name]
-        row = found.get(trial.name, {})
+        stands = left.get(trial.name) or " ".join(status(study.folder / trial.name)).rstrip()
+        row = ended.get(trial.name, {})
         columns = (("loss", ".4f"), ("bits_per_byte", ".4f"), ("seconds", ",.0f"))
         numbers = (format(row[k], f) if row.get(k) is not None else "" for k, f in columns)
-        add_row(table, i, *trial.tags.values(), f"{state} {reason}".strip(), *numbers)
+        table.add_row(*map(str, (i, *trial.tags.values(), stands, *numbers)))
     console.print(table)
     return 0
 
 
 def wrapped(*columns: str) -> Table:
     """A table that loses nothing where a terminal is too narrow."""
-    return Table(*(Column(Text(name), overflow="fold") for name in columns), title_justify="left")
-
-
-def add_row(table: Table, *cells) -> None:
-    """Adds cells as they are: names and reasons hold no markup."""
-    table.add_row(*(Text(str(cell)) for cell in cells))
+    return Table(*(Column(name, overflow="fold") for name in columns), title_justify="left")
 
 
 def report(study: Study, changes: dict, console: Console) -> int:
@@ -146,15 +138,15 @@ def report(study: Study, changes: dict, console: Console) -> int:
     sets = "".join(f" --set={key}={value}" for key, value in changes.items())
     part = f" --part={_PART.value}" if _PART.value else ""
     folder = files.local(_RESULTS.value, "--results")
-    paths, damaged = write(study, folder, f"python -m launch.study --study={_STUDY.value}{part}{sets} run")
+    paths, left = write(study, folder, f"python -m launch.study --study={_STUDY.value}{part}{sets} run")
     for path in paths:
         say(console, line_of(path))
     missing = [t.name for t in study.trials if status(study.folder / t.name)[0] not in (*ENDED, "damaged")]
     if missing:
         say(console, f"{len(missing)} of {len(study.trials)} runs have not ended and are left out: {missing[0]}, ...")
-    if damaged:
-        say(console, f"{len(damaged)} of {len(study.trials)} runs are damaged and are left out:")
-    for name, reason in damaged.items():
+    if left:
+        say(console, f"{len(left)} of {len(study.trials)} runs are left out:")
+    for name, reason in left.items():
         say(console, f"{name}: {reason}")
     page = folder.parent / "docs" / "REPRODUCE.md"
     ours = page.exists() and "python -m launch.study" in page.read_text(errors="replace")
@@ -174,7 +166,7 @@ def cost(study: Study, trials: tuple[Trial, ...]) -> Table:
         total += f["flops"]
         counts = (f"{f[k]:,}" for k in ("non_embedding", "parameters", "tokens"))
         hours = f["flops"] * seconds_per_flop / 3600
-        add_row(table, *(trial.tags[k] for k in tags), *counts, f"{f['flops']:.3g}", f"{hours:,.3g}")
+        table.add_row(*(str(trial.tags[k]) for k in tags), *counts, f"{f['flops']:.3g}", f"{hours:,.3g}")
     hours = total * seconds_per_flop / 3600
     table.title = f"{len(trials)} runs, {total:.3g} FLOP, {hours:,.3g} chip-hours ({basis})"
     return table

@@ -30,15 +30,15 @@ pre { background: #f4f4f4; padding: .5rem }
 
 def write(study: Study, folder: str | Path, command: str) -> tuple[list[Path], dict[str, str]]:
     """Writes results.csv, seconds.csv, claims.json, figures, report.md and report.html: all of them, or none where
-    anything goes wrong. Returns their paths, and {run: why} of the damaged runs that are left out.
+    anything goes wrong. Returns their paths, and {run: why} of the runs that are left out.
 
     command: what made the runs, for the reader. Raises InputError where no run has ended.
     """
-    rows, damaged = survey(study)
+    rows, left = survey(study)
     if not rows:
-        why = f"{len(damaged)} damaged, {next(iter(damaged.values()))}" if damaged else f"first {command}"
+        why = f"{len(left)} left out, {next(iter(left.values()))}" if left else f"first {command}"
         raise InputError(f"{study.folder}: no run has ended; {why}")
-    about = _about(study, rows, damaged, command)
+    about = _about(study, rows, left, command)
     content = {"study": study.name, "scale": study.scale, "command": command, "about": about}
     with of_the_study(f"{study.name}:{study.scale}", "its analysis failed"):
         analysis = study.module.analyse(rows)
@@ -60,7 +60,7 @@ def write(study: Study, folder: str | Path, command: str) -> tuple[list[Path], d
             files.write_atomic(Path(beside) / name, text)
         for name in made:  # nothing is left to go wrong
             (Path(beside) / name).replace(into / name)
-    return sorted(into / name for name in made), damaged
+    return sorted(into / name for name in made), left
 
 
 def _png(figure) -> bytes:
@@ -79,18 +79,18 @@ def claim_record(judged: Judged) -> dict:
     }  # fmt: skip
 
 
-def _about(study: Study, rows: list[dict], damaged: dict[str, str], command: str) -> list[str]:
+def _about(study: Study, rows: list[dict], left: dict[str, str], command: str) -> list[str]:
     """Sentences on what lies behind the report."""
     begun = record(study.folder / rows[0]["name"] / "config.json")
     diverged = sum(row["status"] == "diverged" for row in rows)
     epochs = [row["epochs"] for row in rows if row["epochs"] is not None] or [0.0]
-    missing = len(study.trials) - len(rows) - len(damaged)
-    left = f"; {missing} have not ended, and the report leaves them out" if missing else ""
-    if damaged:
-        left += f"; {len(damaged)} cannot be read, and the report leaves them out: {', '.join(damaged)}"
+    missing = len(study.trials) - len(rows) - len(left)
+    others = f"; {missing} have not ended, and the report leaves them out" if missing else ""
+    if left:
+        others += f"; {len(left)} are damaged or of another config, and the report leaves them out: {', '.join(left)}"
     versions = ", ".join(f"{name} {version}" for name, version in begun["versions"].items())
     return [
-        f"{len(rows)} of {len(study.trials)} runs have ended ({diverged} diverged){left}.",
+        f"{len(rows)} of {len(study.trials)} runs have ended ({diverged} diverged){others}.",
         f"{sum(r['tokens'] for r in rows):,} training tokens of {begun['config']['data.source']} "
         f"({begun['config']['data.tokenizer']}), {min(epochs):.2f} to {max(epochs):.2f} epochs a run, "
         f"{sum(r['flops'] for r in rows):.3g} FLOP, {sum(r['seconds'] for r in rows):,.0f} seconds of training summed "

@@ -50,6 +50,10 @@ RECORDS = {  # what a record has at least
 }
 
 
+class OtherRun(InputError):
+    """A run's folder holds one of another config than the study plans."""
+
+
 class Trial(NamedTuple):
     """One planned run. name: its folder, unique in the study."""
 
@@ -295,7 +299,7 @@ def row(study: Study, trial: Trial) -> dict | None:
         return None
     ended, begun = record(folder / ENDED[state]), record(folder / "config.json")
     if differing := differences(begun["config"], json.loads(json.dumps(flatten(trial.config)))):
-        raise InputError(f"{folder}: holds a run that differs in {'; '.join(differing)}")
+        raise OtherRun(f"{folder}: holds a run that differs in {'; '.join(differing)}")
     columns = {name: ended.get(name) for name in ("loss", "bits_per_byte", "epochs", "seconds")}
     made = {"name": trial.name} | trial.tags | facts(trial.config) | {"status": state} | columns
     if not hasattr(study.module, "measured"):
@@ -322,16 +326,17 @@ def survey(study: Study) -> tuple[list[dict], dict[str, str]]:
     A row has tags, facts, status, loss (nats/token; none where it diverged), bits per byte, epochs over the corpus, the
     seconds of training, and what the study measured.
     """
-    rows, damaged = [], {}
+    rows, left = [], {}
     for trial in study.trials:
         try:
             found = row(study, trial)
         except InputError as error:
-            damaged[trial.name] = line_of(error)
+            why = "of another config" if isinstance(error, OtherRun) else "damaged"
+            left[trial.name] = f"{why}: {line_of(error)}"
             continue
         if found:
             rows.append(found)
-    return rows, damaged
+    return rows, left
 
 
 def results(study: Study) -> list[dict]:

@@ -14,12 +14,12 @@ import jax
 import pytest
 from absl import flags
 from jax._src import compilation_cache as cache
-from rich.console import Console
 
 from jaxlab import files
 from jaxlab.config import InputError, flatten
 from jaxlab.studies import report, worker
 from jaxlab.studies.study import load, results, status, survey
+from launch import entry
 from launch import study as launcher
 from tests import quick
 from tests.studies import planned, small
@@ -74,7 +74,7 @@ def damaged(study):
 
 
 def printed(call, *args):
-    console = Console(file=io.StringIO(), width=10_000)
+    console = entry.console(file=io.StringIO(), width=10_000)
     return call(*args, {}, console), console.file.getvalue()
 
 
@@ -89,7 +89,7 @@ def test_damaged_runs_are_listed_with_their_file_and_the_others_as_ever(study):
         assert cells[:3] == [str(number), "[bold]<b>|a", str(number)]  # printed as it is
         if number in DAMAGES:
             name, _, says = DAMAGES[number]
-            assert cells[3].startswith("damaged ")
+            assert cells[3].startswith("damaged: ")
             assert name in cells[3]
             assert says in cells[3]
         else:
@@ -108,7 +108,10 @@ def test_a_report_leaves_damaged_runs_out_and_says_which(study, tmp_path):
     assert [row["name"] for row in rows] == sound
     assert [row["note"] for row in rows] == ["yy", "yy"]
     text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
-    assert "2 of 12 runs have ended (0 diverged); 10 cannot be read, and the report leaves them out: " in text
+    assert (
+        "2 of 12 runs have ended (0 diverged); 10 are damaged or of another config, and the report leaves them out: "
+        in text
+    )
     for name in left:
         assert html.escape(name) in page
         assert name.replace("<", "\\<") in text
@@ -149,7 +152,7 @@ def test_a_report_says_what_lies_behind_it(study, tmp_path):
 def test_where_all_are_damaged_a_report_says_so(study, tmp_path):
     folder = leave(study, study.trials[0])
     (folder / "result.json").write_bytes(b"")
-    with pytest.raises(InputError, match=r"no run has ended; 1 damaged, .*result.json: cannot be read"):
+    with pytest.raises(InputError, match=r"no run has ended; 1 left out, damaged: .*result.json: cannot be read"):
         report.write(study, tmp_path, "COMMAND run")
 
 
@@ -212,6 +215,7 @@ def test_a_run_of_another_config_is_no_result(study, tmp_path):
     other = load(f"{FILE}:smoke", tmp_path / "runs", changes={"model.d_ff": "128", "log.tensorboard": "false"})
     rows, left = survey(other)
     assert rows == []
+    assert left[study.trials[0].name].startswith("of another config: ")
     assert "holds a run that differs in model.d_ff: 64 -> 128" in left[study.trials[0].name]
     assert len(results(study)) == 1
 
@@ -294,7 +298,7 @@ def command(data, tmp_path, capsys, monkeypatch):
             monkeypatch.setattr(launcher, f"_{name.upper()}", SimpleNamespace(value=value))
         flags.FLAGS.mark_as_parsed()
         with quick.compiling():
-            return launcher.main(list(words), Console()), capsys.readouterr().out
+            return launcher.main(list(words), entry.console()), capsys.readouterr().out
 
     return call
 
