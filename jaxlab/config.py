@@ -358,14 +358,12 @@ def _check_batch(config: ConfigDict) -> None:
         raise InputError(f"tokens={config.tokens}: less than one batch, batch.tokens={b.tokens}")
 
 
-def check_context(config: ConfigDict, context: int) -> None:
+def check_context(config: ConfigDict, context: int, key: str = "batch.context") -> None:
     """Raises InputError for a length of training sequences that the model or the loss does not take."""
     if context > config.model.context:
-        raise InputError(
-            f"batch.context={context}: longer than the model's positions, model.context={config.model.context}"
-        )
+        raise InputError(f"{key}={context}: longer than the model's positions, model.context={config.model.context}")
     if context > config.compute.loss_chunk and context % config.compute.loss_chunk:
-        raise InputError(f"compute.loss_chunk={config.compute.loss_chunk}: must divide batch.context={context}")
+        raise InputError(f"compute.loss_chunk={config.compute.loss_chunk}: must divide {key}={context}")
 
 
 def _check_rounds(d: ConfigDict, m: ConfigDict) -> None:

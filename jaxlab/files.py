@@ -158,12 +158,12 @@ def unseal(content: bytes, where: str | Path, **kinds) -> dict:
     with reading(where):
         record = json.loads(content.decode("utf-8"))
     record = dict(need(record, where))
-    found = record.pop(CHECKSUM, None)
-    if found is None and record:
+    checksum = record.pop(CHECKSUM, None)
+    if checksum is None and record:
         last = next(reversed(record))  # where a checksum would be, were its name whole
         if record[last] == _checksum({key: value for key, value in record.items() if key != last}):
             raise InputError(f"{where}: is damaged: its checksum has the name {last!r}")
-    if found is not None and found != _checksum(record):
+    if checksum is not None and checksum != _checksum(record):
         raise InputError(f"{where}: is damaged: its content does not have the checksum that it says")
     return need(record, where, **kinds)
 

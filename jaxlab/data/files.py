@@ -23,6 +23,7 @@ from jaxlab.files import local, need, parse_json, reading
 PLAIN = (".txt", ".md")
 READABLE = (*PLAIN, ".jsonl", ".tar")
 COMPRESSED = (".gz", ".xz", ".zst")
+BLOCK = 1 << 16  # bytes of a compressed file read at a time
 ALLOWED = ".txt .md .jsonl .tar, each also with .gz .xz .zst"
 
 
@@ -103,12 +104,40 @@ def _decompressed(stream: BinaryIO, name: str) -> BinaryIO:
     if not stream.peek(1):  # which not every reader takes for an error
         raise EOFError("a compressed file has a beginning, and this one is empty")
     if suffix == ".xz":
-        return lzma.open(stream)
+        return io.BufferedReader(_Xz(stream))
     if suffix == ".zst":
         import pyarrow  # notices a file that was cut short; the package zstandard would not
 
         return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, "r"), "zstd"))
     return gzip.open(stream)
+
+
+class _Xz(io.RawIOBase):
+    """The text of an .xz file, of one stream or several. The library takes a damaged later stream, and whatever else
+    follows the first, for the end of the file."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._stream = file, lzma.LZMADecompressor(lzma.FORMAT_XZ)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while True:
+            if self._stream.eof:
+                rest = self._stream.unused_data.lstrip(b"\0")  # between streams there may be padding
+                while not rest and (block := self._file.read(BLOCK)):
+                    rest = block.lstrip(b"\0")
+                if not rest:
+                    return 0
+                self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+            else:
+                rest = self._file.read(BLOCK) if self._stream.needs_input else b""
+                if not rest and self._stream.needs_input:
+                    raise EOFError("the file ends within a stream")
+            if text := self._stream.decompress(rest, len(buffer)):
+                buffer[: len(text)] = text
+                return len(text)
 
 
 class _Member(tarfile.TarInfo):

@@ -28,8 +28,9 @@ class Fit:
     (the logarithm of positive, the logit of unit parameters), see `covariance`. residuals [n]: prediction minus y, of
     logarithms in log space; r2 in that space, nan where y is the same in every row. value: the objective. aic, bic:
     from the density exp(-Huber / s), normal for least squares, s fitted; comparable between laws fitted alike to the
-    same y. ends [K, p]: theta where each start ended, best first. undetermined: names of parameters that the data do
-    not determine, whose error is large or unknown, or that stand at a bound; `warning` says it.
+    same y, nan without a degree of freedom. ends [K, p]: theta where each start ended, best first. undetermined: names
+    of parameters that the data do not determine, whose error is large or unknown, or that stand at a bound; `warning`
+    says it.
     """
 
     law: Law
@@ -194,7 +195,8 @@ def _describe(law: Law, objective: str, space: str, problem: solve.Problem, ends
     _, _, slopes, limits = zip(*(TRANSFORMS[q.transform] for q in law.parameters), strict=True)
     clipped = np.clip(residuals, -delta, delta)
     value = float(np.sum(clipped * (residuals - clipped / 2)))
-    deviance = _deviance(value, n, delta) - np.sum(np.log(weights))
+    # Through as many points as parameters every law passes: nothing is left to compare it by.
+    deviance = _deviance(value, n, delta) - np.sum(np.log(weights)) if n > free.sum() else np.nan
     target = np.log(problem.y) if space == "log" else problem.y
     unclear = free & ~(np.isfinite(errors) & (errors <= limits))
     return Fit(

@@ -107,7 +107,7 @@ def mend(study: Study, trial: Trial) -> str:
 
 def _damaged(study: Study, folder: Path) -> dict[str, InputError]:
     """{file: what is wrong with it} of the files by which a run is known."""
-    found, steps = {}, None
+    wrong, steps = {}, None
     ended = any((folder / file).exists() for file in ENDED.values())
     for name in RECORDS:
         try:
@@ -115,13 +115,13 @@ def _damaged(study: Study, folder: Path) -> dict[str, InputError]:
                 content = record(folder / name)
                 steps = content.get("steps", steps)
         except InputError as error:
-            found[name] = error
+            wrong[name] = error
     if ended and hasattr(study.module, "measured"):
         try:
             check_metrics(folder, steps)
         except InputError as error:
-            found["metrics.jsonl"] = error
-    return found
+            wrong["metrics.jsonl"] = error
+    return wrong
 
 
 def as_many_as_fit() -> int:

@@ -240,7 +240,7 @@ def batches(config: ConfigDict, mesh: Mesh) -> dict[int, Batch]:
     found, size, context = {}, 0, 0
     for start in sorted({*wanted, *contexts}):
         size, context = wanted.get(start, size), contexts.get(start, context)
-        check_context(config, context)
+        check_context(config, context, "batch.context_growth" if b.context_growth else "batch.context")
         micro = b.micro_tokens or context * share
         if micro % (context * share):
             raise InputError(

@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import random
 import re
 import sys
 import tarfile
@@ -493,3 +494,18 @@ def test_docs_are_text_of_installed_packages_and_say_what_they_are_for(tmp_path)
     first = next(corpus.documents())
     assert first.id.startswith("stdlib/")
     assert len(corpus.sha256) == 64
+
+
+def test_xz_files_of_several_streams(tmp_path):
+    """Each in full, with the padding that the format allows; one that is damaged, or something else, is no end."""
+    texts = ["".join(random.Random(i).choices("abcdefgh \n", k=200_000)) for i in range(3)]
+    streams = [lzma.compress(text.encode()) for text in texts]
+    path = tmp_path / "a.txt.xz"
+    path.write_bytes(streams[0] + b"\0" * 70_000 + streams[1] + streams[2] + b"\0" * 8)
+    assert [text for _, text in files.read_files({"a": path})] == ["".join(texts)]
+    changed = bytearray(streams[1])
+    changed[3] ^= 1  # of the mark that a stream begins with
+    for rest in (bytes(changed), b"no stream", streams[1][:-9]):
+        path.write_bytes(streams[0] + rest)
+        with pytest.raises(InputError, match=r"a\.txt\.xz: cannot be read"):
+            list(files.read_files({"a": path}))

@@ -260,6 +260,8 @@ def test_as_many_points_as_parameters():
     assert (found.interval("share"), found.interval("offset")) == ((0.0, 1.0), (0.0, np.inf))
     assert found.interval(lambda p: p["share"] + p["offset"]) == (0.0, np.inf)
     assert [float(end[0]) for end in found.prediction({"x": [3.0]}, new=True)] == [0.0, np.inf]
+    assert np.isnan(found.aic)
+    assert np.isnan(found.bic)
 
 
 def test_all_parameters_held():

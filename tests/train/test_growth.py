@@ -213,7 +213,7 @@ def test_a_decay_that_keeps_its_time_scale(data):
         ),
         ({"batch__context_growth": f"0:{'9' * 5_000}"}, "must be a whole number, as in 500_000 or 125B"),
         ({"batch__context_growth": f"{'9' * 5_000}:64"}, "must be a whole number, as in 500_000 or 125B"),
-        ({"batch__context_growth": "0:64 2K:128"}, "batch.context=128: longer than the model's positions"),
+        ({"batch__context_growth": "0:64 2K:128"}, "batch.context_growth=128: longer than the model's positions"),
         ({"batch__context_growth": "0:32 2K:48"}, "batch.micro_tokens=256: must be whole sequences of 48"),
     ],
 )
