@@ -52,34 +52,47 @@ def config_of(shape: dict, dtype: str, options: list[str]):
 def ours(shape: dict, dtype: str, options: list[str], changes: dict | None = None):
     """(step() -> array to wait for, compile seconds, state bytes / parameter bytes); changes: {key: value}."""
     import jax
+
+    config = config_of(shape, dtype, options)
+    config.update_from_flattened_dict(changes or {})
+    step, seconds, ratio, _ = steps_of(config)
+    return lambda: jax.block_until_ready(step()), seconds, ratio
+
+
+def steps_of(config):
+    """(step() -> its metrics, not waited for; compile seconds; state bytes / parameter bytes; the compiled program) of
+    a config on one device."""
+    import jax
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
     from jaxlab import parallel
+    from jaxlab.train.plan import Batch
     from jaxlab.train.program import program
 
-    config = config_of(shape, dtype, options)
-    config.update_from_flattened_dict(changes or {})
-    made = program(config, parallel.mesh(1, 1, 1), shape["vocab"])
+    made = program(config, parallel.mesh(1, 1, 1), config.model.vocab_size)
     state = made.init(0)
-    put = [jax.device_put(b[None, None, None], made.batch_sharding) for b in batches(shape, extra=1)]
+    whole = made.shape(Batch(config.batch.tokens, config.batch.context))
+    sequences = config.batch.tokens // config.batch.context
+    of = {"sequences": sequences, "context": config.batch.context, "vocab": config.model.vocab_size}
+    put = [jax.device_put(b.reshape(whole), made.batch_sharding) for b in batches(of, extra=1)]
     everywhere = NamedSharding(made.mesh, PartitionSpec())
-    hypers, one = jax.device_put(
-        ({"lr": np.float32([1e-3]), "decay": np.float32([1e-4])}, np.int32([1, 1])), everywhere
+    hypers, counts = jax.device_put(
+        ({"lr": np.float32([1e-3]), "decay": np.float32([1e-4])}, np.int32([1, whole[2]])), everywhere
     )
     began = time.perf_counter()
-    compiled = made.compiling(put[0].shape).result()
+    compiled = made.compiling(whole).result()
     seconds = time.perf_counter() - began
     ratio = _bytes(state) / _bytes(state.params)
     count = 0
 
     def step():
         nonlocal state, count
-        state, metrics = compiled(state, put[count % len(put)], hypers, one)
+        state, metrics = compiled(state, put[count % len(put)], hypers, counts)
         count += 1
-        jax.block_until_ready((state, metrics))
+        return metrics
 
-    return step, seconds, ratio
+    return step, seconds, ratio, compiled
 
 
 def nanodo(shape: dict, dtype: str, path: str):
