@@ -56,7 +56,8 @@ def quantise(x, format, *, axis=-1, block=None, scale="float32", rounding="neare
     blocks = full.reshape([d for n, b in zip(full.shape, sizes, strict=True) for d in (n // b, b)])
     s = _scale(_absmax(blocks), format, scale)
     q = round_to(blocks * s, format, rounding, key)
-    inverse = jnp.broadcast_to(jnp.minimum(1 / s, HUGE / format.max), q.shape)
+    inverse = jnp.where(jnp.isnan(s), s, _float(_quotient(_bits(jnp.float32(1)), _bits(s))))
+    inverse = jnp.broadcast_to(jnp.minimum(inverse, HUGE / format.max), q.shape)
     return tuple(y.reshape(full.shape)[tuple(map(slice, x.shape))] for y in (q, inverse))
 
 
@@ -139,14 +140,21 @@ def _quotient(a, b):
     """Bits of a / b rounded to nearest, from the bits of two positive normal numbers.
 
     XLA makes a * (1 / b) of some divisions, and b / a of 1 / (a / b), in one program and not in the next: two roundings
-    or one. Here the only division is 1 / b, and the remainder, a small whole number and hence exact modulo 2^32, puts
-    the last bit right.
+    or one. On a GPU a division may be wrong in its last two bits. Here the only division is 1 / b, and the remainder, a
+    small whole number and hence exact modulo 2^32, puts the quotient right.
     """
     m, n = (x & FRACTION | 127 << 23 for x in (a, b))  # in [1, 2)
-    q = _bits(_float(m) * (1 / _float(n)))
-    f, g, h = (x & FRACTION | 1 << 23 for x in (a, b, q))  # the same as whole numbers
-    rest = 2 * ((f << (150 - (q >> 23))) - h * g)
-    return q + (rest > g) - (rest < -g) + (a - m) - (b - n)
+    q = _bits(_float(m) * _reciprocal(_float(n)))
+    for _ in range(2):  # the second time for those that were on the wrong side of a power of two
+        f, g, h = (x & FRACTION | 1 << 23 for x in (a, b, q))  # the same as whole numbers
+        rest = 2 * ((f << (150 - (q >> 23))) - h * g)
+        q += sum((rest > k * g).astype(jnp.int32) - (rest < -k * g) for k in (1, 3, 5))
+    return q + (a - m) - (b - n)
+
+
+def _reciprocal(x):
+    """1 / x within two units of the last place, as GPUs divide."""
+    return 1 / x
 
 
 def _block_shape(shape, axis, block) -> list[int]:

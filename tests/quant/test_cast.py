@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlab.quant import cast as module
 from jaxlab.quant.cast import SCALES, cast, quantise, round_to
 from jaxlab.quant.formats import DTYPES, parse
 from tests.quant.oracle import blockwise, rounded, same_bits
@@ -111,6 +112,26 @@ def test_ways_to_name_a_block():
     same_bits(jitted(x, "e4m3", axis=(0, -1), block=(99, None)), whole)
     same_bits(jitted(x.reshape(1, -1), "e4m3").reshape(x.shape), whole)
     same_bits(jitted(x.T, "e4m3", axis=0, block=8).T, jitted(x, "e4m3", axis=-1, block=8))
+
+
+@pytest.mark.parametrize("wrong", range(-2, 3))
+def test_quotients_where_a_reciprocal_is_wrong_in_its_last_bits(wrong, monkeypatch):
+    """As on GPUs. Numbers next to powers of two, where units of the last place change, and random ones; float64's
+    quotient, rounded once more, is the nearest float32."""
+
+    def inexact(x):
+        return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(1 / x, jnp.int32) + wrong, jnp.float32)
+
+    monkeypatch.setattr(module, "_reciprocal", inexact)
+    steps = np.arange(4, dtype=np.int32)
+    ends = np.concatenate([np.float32(1).view(np.int32) + steps, np.float32(2).view(np.int32) - 1 - steps])
+    bits = np.concatenate([ends, np.random.default_rng(0).integers(1 << 29, 5 << 28, 2_000).astype(np.int32)])
+    numbers = bits.view(np.float32)
+    a, b = (x.ravel() for x in np.meshgrid(numbers[:400], numbers))
+    quotient = np.float32(np.float64(a) / np.float64(b))
+    normal = (quotient >= 2.0**-126) & (quotient < np.inf)
+    assert normal.mean() > 0.5
+    same_bits(jax.jit(module._quotient)(a.view(np.int32), b.view(np.int32)).view(jnp.float32)[normal], quotient[normal])
 
 
 @pytest.mark.parametrize("scale", SCALES[:3])
