@@ -25,9 +25,20 @@ import time
 from functools import partial
 from pathlib import Path
 
-SECONDS = 120  # for one measurement, compilation included
+SECONDS = 60  # for one measurement, compilation included
 TOKENS = 16_384  # of a step
-GROUPED = "--xla_gpu_experimental_use_ragged_dot_grouped_gemm=true"
+NAMED = "--xla_gpu_enable_command_buffer="  # without which a profile has no names of operations
+BY_TENSOR = "e4m3fn,block=0,rows=0"
+TILES = {"block_m": 128, "block_n": 128, "block_k": 64, "max_concurrent_steps": 4, "grid_block_n": 4}
+PRODUCTS = {  # name: recipe, changes, fp8
+    "bfloat16": ("none", "", "auto"),
+    "by tensor, native": ("all", BY_TENSOR, "native"),
+    "by tensor, simulated": ("all", BY_TENSOR, "simulated"),
+    "by row, native": ("all", "e4m3fn,block=0", "native"),
+    "deepseek_v3, simulated": ("deepseek_v3", "", "simulated"),
+    "mxfp8, simulated": ("mxfp8", "", "simulated"),
+    "nvfp4, simulated": ("nvfp4", "", "simulated"),
+}
 TINY = {"num_layers": 2, "d_model": 64, "num_heads": 4, "num_kv_heads": 4, "head_dim": 16, "d_ff": 128, "context": 64}
 
 
@@ -54,40 +65,40 @@ class Measurements:
 
     def __init__(self, tiny: bool):
         self.tiny = tiny
+        train, whole = self.train, {"loss_chunk": 2_048}
         self.by_name = {
             "ceilings": self.ceilings,
-            "1.3b, remat dots": partial(self.train, "1.3b", remat="dots"),
-            "1.3b, remat dots, loss in one chunk": partial(self.train, "1.3b", remat="dots", loss_chunk=2_048),
-            "180m": partial(self.train, "180m"),
-            "180m, loss in one chunk": partial(self.train, "180m", loss_chunk=2_048),
-            "profile of 1.3b, loss in one chunk": partial(self.profile, "1.3b", remat="dots", loss_chunk=2_048),
-            "fp8 products": self.fp8_products,
-            "experts: products": self.expert_products,
             "casts": self.casts,
-            f"experts: products, {GROUPED}": self.expert_products,
+            "1.3b, remat dots": partial(train, "1.3b", remat="dots"),
+            "180m": partial(train, "180m"),
+            "180m, unrolled": partial(train, "180m", layers="unroll", **whole),
+            **{f"product, {name}": partial(self.product, *how) for name, how in PRODUCTS.items()},
+            "experts: products": self.expert_products,
+            "180m, fp8 by tensor": partial(train, "180m", recipe="all", cast=BY_TENSOR),
+            "1.3b, remat dots, fp8 by tensor": partial(train, "1.3b", remat="dots", recipe="all", cast=BY_TENSOR),
+            "1.3b, remat dots, unrolled": partial(train, "1.3b", remat="dots", layers="unroll", **whole),
+            "180m, twice": partial(self.repeated, "180m"),
+            "180m, twice, --xla_gpu_deterministic_ops=true": partial(self.repeated, "180m"),
             "attention": self.attention,
-            "550m, loss in one chunk": partial(self.train, "550m", loss_chunk=2_048),
-            "1.3b, remat full, loss in one chunk": partial(self.train, "1.3b", remat="full", loss_chunk=2_048),
-            "1.3b, micro-batches of 4,096": partial(self.train, "1.3b", micro=4_096, loss_chunk=2_048),
-            "180m, attention xla": partial(self.train, "180m", loss_chunk=2_048, attention="xla"),
-            "180m, unrolled": partial(self.train, "180m", loss_chunk=2_048, layers="unroll"),
-            "35m": partial(self.train, "35m", loss_chunk=2_048),
             "diloco, 35m": self.diloco,
-            "180m, capybara": partial(self.train, "180m", loss_chunk=2_048, recipe="capybara"),
-            "180m, deepseek_v3 simulated": partial(
-                self.train, "180m", loss_chunk=2_048, recipe="deepseek_v3", fp8="simulated"
-            ),
-            "180m, fp8 by tensor": partial(
-                self.train, "180m", loss_chunk=2_048, recipe="all", cast="e4m3fn,block=0,rows=0"
-            ),
-            "180m, nvfp4 simulated": partial(self.train, "180m", loss_chunk=2_048, recipe="nvfp4"),
-            "population": self.population,
+            "550m": partial(train, "550m"),
+            "35m": partial(train, "35m", tokens=4 * TOKENS),
             "spectra": self.spectra,
+            "population": self.population,
+            "experts: 180m": partial(train, "180m", experts=(32, 4)),
+            "180m, capybara": partial(train, "180m", recipe="capybara"),
+            "180m, deepseek_v3 simulated": partial(train, "180m", recipe="deepseek_v3", fp8="simulated"),
+            "1.3b, micro-batches of 4,096": partial(train, "1.3b", micro=4_096),
+            "180m, attention xla": partial(train, "180m", attention="xla"),
             "evaluation": self.evaluation,
-            "180m, deepseek_v3": partial(self.train, "180m", loss_chunk=2_048, recipe="deepseek_v3"),
+            f"profile of 180m, {NAMED}": partial(self.profile, "180m"),
+            f"profile of 1.3b, {NAMED}": partial(self.profile, "1.3b", remat="dots"),
+            "180m, nvfp4 simulated": partial(train, "180m", recipe="nvfp4"),
+            "product, blocks of 128, native": partial(self.product, "deepseek_v3", "", "native"),
+            "180m, remat full": partial(train, "180m", remat="full"),
         }
 
-    def config(self, size: str, *, tokens=TOKENS, micro=0, recipe="none", cast="", fp8="auto", replicas=1, **compute):
+    def config(self, size: str, *, tokens=TOKENS, micro=0, recipe="none", cast="", fp8="auto", experts=None, **compute):
         from jaxlab.config import check, default
         from jaxlab.model import families
 
@@ -96,9 +107,11 @@ class Measurements:
         config.compute.update(compute)
         config.quant.update(recipe=recipe, cast=cast, fp8=fp8)
         config.batch.update(tokens=tokens, context=2_048, micro_tokens=micro)
-        config.replicas = replicas
+        if experts:  # as many, of which a token meets so many, together as wide as the dense layer
+            config.model.update(ffn="swiglu", num_experts=experts[0], experts_per_token=experts[1], balance_loss=0.01)
+            config.model.d_ff //= experts[1]
         if self.tiny:
-            config.model.update(TINY, vocab_size=256)
+            config.model.update(TINY | {"vocab_size": 256})
             config.batch.update(tokens=tokens // 64, context=64, micro_tokens=micro // 64)
             config.compute.update(loss_chunk=64, attention="auto")
         config.tokens, config.schedule.warmup_tokens = 10 * config.batch.tokens, 0
@@ -128,6 +141,34 @@ class Measurements:
             "arguments_gib": memory.argument_size_in_bytes / 2**30,
             "loss": float(step()["loss"].mean()),
         }
+
+    def repeated(self, size: str, steps: int = 20, **options) -> dict:
+        """Whether the same steps, taken twice by one program, end with the same bits."""
+        import jax
+        import jax.numpy as jnp
+        import numpy as np
+
+        from jaxlab import parallel
+        from jaxlab.train.plan import Batch
+        from jaxlab.train.program import program
+
+        config = self.config(size, **options)
+        made = program(config, parallel.mesh(1, 1, 1), config.model.vocab_size)
+        whole = made.shape(Batch(config.batch.tokens, config.batch.context))
+        compiled = made.compiling(whole).result()
+        hypers, counts = {"lr": np.float32([1e-3]), "decay": np.float32([1e-4])}, np.int32([1, 1])
+
+        def trained():
+            state, draw = made.init(np.uint32(0)), np.random.default_rng(0)
+            batches = draw.integers(0, config.model.vocab_size, (steps, *whole)).astype(np.int32)
+            for batch in batches:
+                state, metrics = compiled(state, jax.device_put(batch, made.batch_sharding), hypers, counts)
+            bits = [jax.lax.bitcast_convert_type(leaf, jnp.uint32) for leaf in jax.tree.leaves(state.params)]
+            return [int(jnp.sum(b, dtype=jnp.uint32)) for b in bits], float(metrics["loss"][0, 0])
+
+        (first, loss), (second, other) = trained(), trained()
+        pairs = zip(first, second, strict=True)
+        return {"parameters_that_differ": sum(a != b for a, b in pairs), "of": len(first), "losses": [loss, other]}
 
     def profile(self, size: str, steps: int = 3, **options) -> dict:
         """Milliseconds a step of the kernels that take longest, by name."""
@@ -210,54 +251,35 @@ class Measurements:
                 rows[f"{name}, heads of {width}"] = {"seconds": seconds, "errors of y, dq, dk, dv": error}
         return rows
 
-    def fp8_products(self) -> dict:
+    def product(self, name: str, changes: str, fp8: str) -> dict:
         """A linear layer's three products by recipe: seconds, and the error against the same casts in float32."""
         import jax
         import jax.numpy as jnp
 
         from jaxlab.model import linear
-        from jaxlab.quant.dot import arithmetic, dot
+        from jaxlab.quant.dot import dot
         from jaxlab.quant.recipes import recipe
 
         tokens, inputs, outputs = (64, 128, 256) if self.tiny else (TOKENS, 2_048, 8_192)
         keys = jax.random.split(jax.random.key(0), 3)
         x, dy = (jax.random.normal(k, (tokens, n), jnp.bfloat16) for k, n in zip(keys, (inputs, outputs), strict=False))
         w = jax.random.normal(keys[2], (inputs, outputs), jnp.bfloat16) * inputs**-0.5
+        rule = recipe(name, changes)
 
         def both(product, x, w, dy):
             y, back = jax.vjp(product, x, w)
             return y, *back(dy)
 
-        recipes = {
-            "by tensor": ("all", "e4m3fn,block=0,rows=0"),
-            "by row": ("all", "e4m3fn,block=0"),
-            "blocks of 128": ("deepseek_v3", ""),
-            "mxfp8": ("mxfp8", ""),
-            "capybara": ("capybara", ""),
-            "nvfp4": ("nvfp4", ""),
-        }
-        plain = jax.jit(partial(both, linear.dot))
-        rows = {"bfloat16": {"seconds": seconds_of(lambda: plain(x, w, dy))}}
-        for name, (base, changes) in recipes.items():
-            rule = recipe(base, changes)
-            ways = {fp8: arithmetic(rule, fp8)["forward"] for fp8 in ("simulated", "auto")}
-            for fp8, way in ways.items():
-                if fp8 == "auto" and way != "native":
-                    continue
-                call = jax.jit(partial(both, dot(rule, fp8=fp8)))
-                row = {"seconds": seconds_of(lambda: call(x, w, dy))}  # noqa: B023
-                if fp8 == "auto":
-                    exact = jax.jit(partial(both, dot(rule, fp8="simulated")))(
-                        *(a.astype(jnp.float32) for a in (x, w, dy))
-                    )
-                    row["errors of y, dx, dw"] = [
-                        float(jnp.linalg.norm(a.astype(jnp.float32) - e) / jnp.linalg.norm(e))
-                        for a, e in zip(call(x, w, dy), exact, strict=True)
-                    ]
-                rows[f"{name}, {'native' if fp8 == 'auto' else 'simulated'}"] = row
-        for row in rows.values():
-            row["of_bfloat16"] = rows["bfloat16"]["seconds"] / row["seconds"]
-        return rows
+        call = jax.jit(partial(both, dot(rule, fp8=fp8) if rule.casts else linear.dot))
+        seconds = seconds_of(lambda: call(x, w, dy))
+        wide = [a.astype(jnp.float32) for a in (x, w, dy)]
+        exact = jax.jit(partial(both, dot(rule, fp8="simulated") if rule.casts else linear.dot))(*wide)
+        errors = [
+            float(jnp.linalg.norm(a.astype(jnp.float32) - e) / jnp.linalg.norm(e))
+            for a, e in zip(call(x, w, dy), exact, strict=True)
+        ]
+        rate = 6 * tokens * inputs * outputs / seconds / 1e12
+        return {"seconds": seconds, "tflop_per_s": rate, "errors of y, dx, dw": errors}
 
     def expert_products(self) -> dict:
         """A layer of 32 experts, 4 a token, forward and backward: grouped products by way, against a dense layer of as
@@ -280,18 +302,51 @@ class Measurements:
             y, back = jax.vjp(product, x, w)
             return y, *back(dy)
 
+        def blocked(block):
+            @jax.custom_vjp
+            def product(x, w):
+                return moe.blocked_dot(x, w, sizes, block)
+
+            def backward(residuals, dy):
+                x, w = residuals
+                dx = moe.blocked_dot(dy, w.swapaxes(1, 2), sizes, block)
+                return dx, moe.blocked_outer(x, dy, sizes, block)
+
+            product.defvjp(lambda x, w: (product(x, w), (x, w)), backward)
+            return product
+
+        @jax.custom_vjp
+        def pallas(x, w):  # Mosaic's kernels for Hopper
+            from jax.experimental.pallas.ops.gpu import ragged_dot_mgpu
+
+            return ragged_dot_mgpu.ragged_dot(x, w, group_sizes=sizes, **TILES)
+
+        def pallas_backward(residuals, dy):
+            from jax.experimental.pallas.ops.gpu import ragged_dot_mgpu, transposed_ragged_dot_mgpu
+
+            x, w = residuals
+            dx = ragged_dot_mgpu.ragged_dot(dy, w, group_sizes=sizes, transpose_rhs=True, **TILES)
+            return dx, transposed_ragged_dot_mgpu.transposed_ragged_dot(x, dy, group_sizes=sizes, **TILES)
+
+        pallas.defvjp(lambda x, w: (pallas(x, w), (x, w)), pallas_backward)
         ways = {
             "dense": lambda x, w: x @ w[0],
             "ragged_dot": lambda x, w: jax.lax.ragged_dot(x, w, sizes),
             "grouped_dot": lambda x, w: moe.grouped_dot(x, w, sizes),
-            "blocked_dot": lambda x, w: moe.blocked_dot(x, w, sizes),
+            **{f"blocks of {n}": blocked(n) for n in (64, 128, 256, 512)},
         }
+        if jax.devices()[0].platform == "gpu":
+            ways["pallas"] = pallas
         found = {}
         for name, product in ways.items():
-            compiled = jax.jit(partial(both, product)).lower(x, w, dy).compile()
-            seconds = seconds_of(lambda: compiled(x, w, dy))  # noqa: B023
-            temporary = compiled.memory_analysis().temp_size_in_bytes / 2**30
-            found[name] = {"seconds": seconds, "temporary_gib": temporary}
+            try:
+                compiled = jax.jit(partial(both, product)).lower(x, w, dy).compile()
+                found[name] = {
+                    "seconds": seconds_of(lambda: compiled(x, w, dy)),  # noqa: B023
+                    "temporary_gib": compiled.memory_analysis().temp_size_in_bytes / 2**30,
+                }
+            except Exception as error:  # one way that this version lacks is not to stop the others
+                found[name] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
         return found
 
     def casts(self) -> dict:

@@ -144,7 +144,7 @@ def default() -> ConfigDict:
     c.quant.P5 = ""
     c.quant.P6 = ""
     c.quant.stages = ""  # changes over tokens, as in 0:e2m1/4e8:e4m3/8e8:none
-    c.quant.fp8 = "auto"  # products in FP8: auto, where the device can; native, or refuse; simulated
+    c.quant.fp8 = "auto"  # products in FP8: auto, where they are known to be faster; native, or refuse; simulated
 
     c.batch = ConfigDict()
     c.batch.tokens = 8_192  # B: global batch, all replicas together
@@ -191,7 +191,7 @@ def default() -> ConfigDict:
 
     c.compute = ConfigDict()  # the same numbers, computed in another way
     c.compute.dtype = "auto"  # of activations; auto: bfloat16 on accelerators, float32 on CPU
-    c.compute.layers = "auto"  # scan: compile time flat in depth; auto: unrolled on CPU only
+    c.compute.layers = "auto"  # scan: compile time flat in depth; auto: on TPUs, and past 24 layers on a GPU
     c.compute.attention = "auto"  # auto: chunked on CPU, cudnn on GPU, splash on TPU
     c.compute.remat = "none"
     c.compute.loss_chunk = 256  # positions whose logits exist at a time

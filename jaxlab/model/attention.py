@@ -139,6 +139,7 @@ def fused(implementation: str) -> Callable:
     def kernel(q, k, v):
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
 
+    kernel.__name__ = implementation
     return kernel
 
 
@@ -153,10 +154,12 @@ def splash(mesh, spec) -> Callable:
 
         q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
         mask = library.MultiHeadMask([library.CausalMask((q.shape[2], k.shape[2]))] * q.shape[1])
-        return jax.vmap(library.make_splash_mha_single_device(mask))(q, k, v).swapaxes(1, 2)
+        attend = library.make_splash_mha_single_device(mask, residual_checkpoint_name="attention")
+        return jax.vmap(attend)(q, k, v).swapaxes(1, 2)
 
     def kernel(q, k, v):
         sharded = jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
         return sharded(q * q.shape[-1] ** -0.5, k, v)
 
+    kernel.__name__ = "splash"
     return kernel

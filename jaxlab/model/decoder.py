@@ -16,9 +16,16 @@ from jaxlab.model.linear import dot, initializer
 from jaxlab.model.moe import mixture
 from jaxlab.model.norm import Norm
 
-# By name: the stock policy "dots with no batch dimensions" saves nothing under the replicas' vmap.
+
+def _products(primitive, *shapes, **params) -> bool:
+    """Whether `dots` keeps a result: those of linears, and what attention kernels need of theirs in the backward pass.
+    By name: the stock policy "dots with no batch dimensions" saves nothing under the replicas' vmap."""
+    named = jax.checkpoint_policies.save_only_these_names("linear", "attention")
+    return named(primitive, *shapes, **params) or "attention_fwd" in primitive.name  # cuDNN's, which has no names
+
+
 REMAT = {
-    "dots": jax.checkpoint_policies.save_only_these_names("linear"),
+    "dots": _products,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 # Collections that blocks may sow into. The decoder sows them again as "blocks", stacked over layers. What is not

@@ -1,6 +1,7 @@
 """Routed experts: a feed-forward layer of many parts, of which every token passes through a few."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxlab.model.linear import Linear, initializer
 
-BLOCK = 64  # rows of one expert in one product, on CPU
+BLOCK, GPU_BLOCK = 64, 512  # rows of one expert in one product, on CPU and on a GPU
 
 
 def mixture(x, shares, chosen, gate, up, down, first=0):
@@ -119,9 +120,11 @@ def grouped_dot(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
     """Rows of x [n, i], sorted by group, times the matrices of their groups w [E, i, o] -> [n, o].
 
     sizes [E]: rows of each group; what comes for rows past the last group is not to be used. `lax.ragged_dot` but on
-    CPU, where it multiplies every row by every matrix.
+    CPU and on GPUs, where it multiplies every row by every matrix.
     """
-    return lax.platform_dependent(x, w, sizes, cpu=blocked_dot, default=ragged_dot)
+    return lax.platform_dependent(
+        x, w, sizes, cpu=blocked_dot, cuda=partial(blocked_dot, block=GPU_BLOCK), default=ragged_dot
+    )
 
 
 def _forward(x, w, sizes):
@@ -130,7 +133,9 @@ def _forward(x, w, sizes):
 
 def _backward(residuals, dy):
     x, w, sizes = residuals
-    dw = lax.platform_dependent(x, dy, sizes, cpu=blocked_outer, default=ragged_outer)
+    dw = lax.platform_dependent(
+        x, dy, sizes, cpu=blocked_outer, cuda=partial(blocked_outer, block=GPU_BLOCK), default=ragged_outer
+    )
     return grouped_dot(dy, w.swapaxes(1, 2), sizes), dw, None
 
 
@@ -150,32 +155,32 @@ def ragged_outer(x, dy, sizes):
     return lax.ragged_dot_general(x, dy, sizes, rows)
 
 
-def blocked_dot(x, w, sizes):
-    """`lax.ragged_dot` as one batched product of blocks, each of BLOCK rows of one group, the last of them filled up;
+def blocked_dot(x, w, sizes, block=BLOCK):
+    """`lax.ragged_dot` as one batched product of blocks, each of `block` rows of one group, the last of them filled up;
     zeros for rows past the last group."""
-    row, group, place = _blocks(len(x), sizes)
+    row, group, place = _blocks(len(x), sizes, block)
     y = jnp.einsum("bri,bio->bro", _taken(x, row), w[group])
     return _taken(y.reshape(-1, w.shape[2]), place)
 
 
-def blocked_outer(x, dy, sizes):
+def blocked_outer(x, dy, sizes, block=BLOCK):
     """`ragged_outer`, a block at a time."""
-    row, group, _ = _blocks(len(x), sizes)
+    row, group, _ = _blocks(len(x), sizes, block)
     blocks = jnp.einsum("bri,bro->bio", _taken(x, row), _taken(dy, row))
     return jnp.einsum("be,bio->eio", jax.nn.one_hot(group, len(sizes), dtype=x.dtype), blocks)
 
 
-def _blocks(n, sizes):
-    """The row at every place of the blocks [blocks, BLOCK], the group of every block, the place of every row [n]; what
+def _blocks(n, sizes, block):
+    """The row at every place of the blocks [blocks, block], the group of every block, the place of every row [n]; what
     is nowhere has the index of one past the end."""
-    blocks = -(-sizes // BLOCK)
+    blocks = -(-sizes // block)
     ends, block_ends = jnp.cumsum(sizes), jnp.cumsum(blocks)
-    ahead = (block_ends - blocks) * BLOCK - (ends - sizes)  # a row's place less the row, by group
-    count = n // BLOCK + len(sizes)  # enough for any sizes
+    ahead = (block_ends - blocks) * block - (ends - sizes)  # a row's place less the row, by group
+    count = n // block + len(sizes)  # enough for any sizes
     group = jnp.sum(jnp.arange(count)[:, None] >= block_ends, axis=1).clip(max=len(sizes) - 1)
-    row = jnp.arange(count * BLOCK).reshape(count, BLOCK) - ahead[group, None]
+    row = jnp.arange(count * block).reshape(count, block) - ahead[group, None]
     group_of_row = jnp.sum(jnp.arange(n)[:, None] >= ends, axis=1)
-    place = jnp.arange(n) + jnp.append(ahead, count * BLOCK)[group_of_row]
+    place = jnp.arange(n) + jnp.append(ahead, count * block)[group_of_row]
     return jnp.where(row < ends[group, None], row, n), group, place
 
 

@@ -28,7 +28,7 @@ def header(run: Run, peak: float | None, peak_source: str) -> list[str]:
         "training": f"{tokens:,} tokens in {steps:,} steps, {run.train.epochs(tokens):.2f} epochs of {c.data.source}",
         "batch": batches(run),
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind} (mesh {devices}), peak {peak_text}",
-        "compute": f"{run.program.model.dtype}, attention {kernel_name(run)}, "
+        "compute": f"{run.program.model.dtype}, attention {run.program.model.kernel.__name__}, "
         f"layers {'scanned' if run.program.model.scan else 'unrolled'}, remat {run.program.model.remat}",
     }
     if cast := precision(run):
@@ -68,12 +68,6 @@ def precision(run: Run) -> str:
         elif texts:
             texts.append(f"from {start:,} tokens none")
     return "; ".join(texts)
-
-
-def kernel_name(run: Run) -> str:
-    """Name of the attention kernel that the run resolved to."""
-    name = run.program.model.kernel.__name__
-    return "jax.nn.dot_product_attention" if name == "<lambda>" else name
 
 
 def compiled(seconds: float, memory) -> str:

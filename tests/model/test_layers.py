@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.ad_checkpoint import print_saved_residuals
+from jax.ad_checkpoint import checkpoint_name, print_saved_residuals
 
-from jaxlab.model.decoder import Decoder
+from jaxlab.model.decoder import REMAT, Decoder
 from jaxlab.train.program import objective
 from tests.model import reference
 
@@ -69,6 +69,21 @@ def test_recomputation_keeps_what_it_says(scan, replicas):
     projections = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim + c.d_model
     assert kept["dots"] == c.d_model + projections + 2 * c.d_ff
     assert kept["none"] > 2 * kept["dots"]
+
+
+def test_recomputation_keeps_what_attention_kernels_need():
+    """cuDNN's forward pass by the name of its primitive, which this jax must still have, and whatever a kernel calls
+    `attention`; its backward pass is nothing to keep."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    keeps = REMAT["dots"]
+    assert keeps(cudnn._dot_product_attention_fwd_p_wrapper)
+    assert not keeps(cudnn._dot_product_attention_bwd_p_wrapper)
+    text = io.StringIO()
+    with redirect_stdout(text):
+        layer = jax.checkpoint(lambda x: jnp.sin(checkpoint_name(jnp.sin(x), "attention")), policy=keeps)
+        print_saved_residuals(layer, 1.0)
+    assert "named 'attention'" in text.getvalue()
 
 
 def kept_per_token(c, replicas, **options):
