@@ -1,5 +1,6 @@
 """For all tests: compiled programs are kept between runs, under pytest's own cache; a tiny store of synthetic text."""
 
+import gc
 from contextlib import nullcontext
 
 import jax
@@ -7,11 +8,13 @@ import pytest
 
 from tests import quick, tiny
 
-# Folders and files whose programs run longer than they compile, or are about roundings or the compiler itself.
-OPTIMISED = {"laws", "quant", "spectral", "studies", "test_codec", "test_tpu"}
+# Folders and files whose programs run long, and those that are about roundings or the compiler itself.
+LONG = {"laws", "studies"}
+OPTIMISED = {"quant", "spectral", "test_codec", "test_tpu"}
 
 
 def pytest_configure(config):
+    gc.set_threshold(50_000, 20, 100)  # tracing makes millions of objects, and hardly any of them are garbage in cycles
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -25,8 +28,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    optimised = OPTIMISED & {item.path.parent.name, item.path.stem}
-    with nullcontext() if optimised else quick.compiling():
+    names = {item.path.parent.name, item.path.stem}
+    with nullcontext() if names & OPTIMISED else quick.compiling(quick.LONG if names & LONG else quick.BRIEF):
         return (yield)
 
 
