@@ -1,6 +1,5 @@
 """For all tests: compiled programs are kept between runs, under pytest's own cache; a tiny store of synthetic text."""
 
-import gc
 from contextlib import nullcontext
 
 import jax
@@ -14,7 +13,6 @@ OPTIMISED = {"quant", "spectral", "test_codec", "test_tpu"}
 
 
 def pytest_configure(config):
-    gc.set_threshold(50_000, 20, 100)  # tracing makes millions of objects, and hardly any of them are garbage in cycles
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
