@@ -8,7 +8,7 @@ import pytest
 from tests import quick, tiny
 
 # Folders and files whose programs run long, and those that are about roundings or the compiler itself.
-LONG = {"laws", "studies"}
+LONG = {"laws", "studies", "test_resume"}
 OPTIMISED = {"quant", "spectral", "test_codec", "test_tpu"}
 
 
