@@ -7,8 +7,9 @@ import pytest
 
 from tests import quick, tiny
 
-# Folders and files whose programs run longer than they compile, or are about roundings or the compiler itself.
-OPTIMISED = {"laws", "quant", "spectral", "studies", "test_codec", "test_tpu"}
+# Folders and files whose programs run long, and those that are about roundings or the compiler itself.
+LONG = {"laws", "studies", "test_resume"}
+OPTIMISED = {"quant", "spectral", "test_codec", "test_tpu"}
 
 
 def pytest_configure(config):
@@ -25,8 +26,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    optimised = OPTIMISED & {item.path.parent.name, item.path.stem}
-    with nullcontext() if optimised else quick.compiling():
+    names = {item.path.parent.name, item.path.stem}
+    with nullcontext() if names & OPTIMISED else quick.compiling(quick.LONG if names & LONG else quick.BRIEF):
         return (yield)
 
 

@@ -146,8 +146,10 @@ def killed(name: str, kills: int, seed: int, folder: Path) -> dict:
         while process.poll() is None and time.monotonic() < until:
             time.sleep(0.005)
 
-    wanted = None
-    for straight in (folder / "straight", folder / "again"):  # the second finds its programs compiled
+    wanted, names = None, ["straight"]
+    if not scenario.moment:
+        names += ["again"]  # which finds its programs compiled, and says how long a whole life is
+    for straight in (folder / name for name in names):
         scenario.begin(straight)
         began = time.monotonic()
         status, text = life(straight)

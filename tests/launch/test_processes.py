@@ -9,7 +9,7 @@ from jaxlab.train import loop
 from jaxlab.train.build import build
 from tests import tiny
 
-LONGER = {"tokens": 24_576, "checkpoint__every_tokens": 2_048}
+LONGER = {"tokens": 16_384, "checkpoint__every_tokens": 2_048}
 
 
 @pytest.mark.slow

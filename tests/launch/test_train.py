@@ -151,7 +151,7 @@ def test_a_disk_without_room_is_refused_before_compiling(data, cache, tmp_path, 
 
 def test_a_disk_that_fills_up_is_one_line_and_the_checkpoints_stay(data, cache, tmp_path, small_disk):
     # Evaluations between the saves leave the time to fill it while none is being written.
-    changes = {"tokens": 36_864, "checkpoint.every_tokens": 16_384, "evaluate.every_tokens": 512, "checkpoint.keep": 1}
+    changes = {"tokens": 20_480, "checkpoint.every_tokens": 8_192, "evaluate.every_tokens": 512, "checkpoint.keep": 1}
     file = tiny.config_file(tmp_path / "config.py", data | changes)
     disk = small_disk(2_000_000)
     flags = f"--config={file}", f"--workdir={disk / 'run'}"

@@ -13,9 +13,7 @@ from jaxlab.train.build import build
 from jaxlab.train.checkpoint import NonFinite
 from tests import tiny
 
-pytestmark = pytest.mark.slow
-
-pytestmark = pytest.mark.usefixtures("no_figure")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figure")]
 QUIET = Console(quiet=True)
 SHORT = {
     "compute__layers": "scan",

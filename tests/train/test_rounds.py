@@ -21,9 +21,7 @@ from jaxlab.train.rounds import agreement
 from jaxlab.train.state import Clock
 from tests import tiny
 
-pytestmark = pytest.mark.slow
-
-pytestmark = pytest.mark.usefixtures("no_figure")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figure")]
 QUIET = Console(quiet=True)
 BASE = {"compute__layers": "scan", "log__tensorboard": False, "tokens": 8_192, "evaluate__every_tokens": 4_096}
 # Everything that a run can be made of at once; checkpoints fall between meetings, evaluations between calls of 3 steps.
