@@ -22,6 +22,7 @@ from jaxlab.train import report
 from jaxlab.train.build import Run
 from jaxlab.train.checkpoint import Checkpoints, NonFinite, check_space
 from jaxlab.train.claim import alone, claim, finished, first_clock, possible, record
+from jaxlab.train.continuation import lengthen
 from jaxlab.train.log import Log, read, say
 from jaxlab.train.meter import Meter, peak_flops
 from jaxlab.train.plan import Call, crossed
@@ -34,13 +35,15 @@ HANG_SECONDS = 1_800  # without a step: longer than any compilation, and the sta
 def train(run: Run, workdir: str | Path, console: Console) -> dict | None:
     """Trains from the newest checkpoint in workdir, or from the start, to the end of the run; returns its result.
 
-    Returns None if told to stop by SIGTERM or Ctrl-C, after saving. Raises InputError if workdir holds a run of
+    A run that has fewer tokens in workdir goes on to those of `run` (continuation.lengthen). Returns None if told to
+    stop by SIGTERM or Ctrl-C, after saving. Raises InputError if workdir holds a run of
     another config or cannot hold this one, NonFinite at the first number that is not finite, SaveFailed if a
     checkpoint cannot be written; what was saved before stays.
     """
     workdir, config, recorded = Path(workdir), run.config, record(run)
     if not (workdir / "result.json").exists():
         check_space(workdir, config.checkpoint.keep, run.program.abstract_state())
+    lengthen(run, workdir, partial(say, console))
     claimed = claim(workdir, recorded)
     if result := finished(workdir, console):
         say(console, f"{workdir} is already finished: nothing to do")

@@ -414,6 +414,7 @@ ABSENT = {"absent": ("absent", "absent"), "empty-folder": ("bare", "bare")} | {
 PATHS = {  # launcher, flag: values
     ("train", "--workdir"): BAD_PATHS,
     ("train", "--start_from"): {k: v for k, v in ABSENT.items() if k != "empty"},
+    ("train", "--continue_from"): {k: v for k, v in ABSENT.items() if k != "empty"},
     ("prepare", "--config.data.store"): {k: v for k, v in BAD_PATHS.items() if k != "gs"} | {"s3": ("s9://x/y", "s9")},
     ("prepare", "--config.data.source"): {
         "absent": ("files:absent/*.txt", "absent"), "nothing": ("files:", "files"), "unknown": ("wiki", "wiki"),
@@ -490,6 +491,11 @@ train | --config=absent.py | absent.py
 train | --config=config.py:argument | config
 train | --config=~nobody-here/c.py | nobody-here
 train | --start_from=new | new
+train | --continue_from=run@x | run@x
+train | --continue_from=run@0 | run@0
+train | --continue_from=run@3 | has no checkpoint at 3 tokens
+train | --continue_from=@3 | continue_from
+train | --continue_from=run --start_from=run | start_from
 prepare | stray | stray
 prepare | --unknown=3 | unknown
 prepare | --config= | config

@@ -1,0 +1,111 @@
+"""Runs that go on: with more tokens in the same workdir, or in a new one from a checkpoint of another run."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxlab.config import InputError, differences
+from jaxlab.files import read_record, write_record
+from jaxlab.train.build import Run, build
+from jaxlab.train.checkpoint import complete, load
+from jaxlab.train.claim import alone, begin, claim, first_clock, record
+from jaxlab.train.state import Clock
+
+
+def lengthen(run: Run, workdir: Path, report: Callable[[str], None]) -> None:
+    """Makes the run in workdir as long as `run`, where its config differs in `tokens` alone and has fewer; otherwise
+    does nothing.
+
+    Training goes on from the newest checkpoint before which both runs take the same steps, so that the longer run ends
+    with the bits that it would have had if it had been planned so: with a constant learning rate that is the newest,
+    with WSD one before the decay, and with DiLoCo one before the outer step that ends the shorter run. What is newer
+    keeps its files, as result-TOKENS.json, metrics-TOKENS.jsonl and checkpoints/ended-TOKENS. Raises InputError where
+    there is no such checkpoint.
+    """
+    if not (workdir / "config.json").exists():
+        return
+    claimed = read_record(workdir / "config.json", config=dict, data=dict)
+    tokens, recorded = claimed["config"].get("tokens"), record(run)
+    changed = differences(claimed["config"], json.loads(json.dumps(recorded["config"])))
+    if [line.partition(":")[0] for line in changed] != ["tokens"] or not tokens < run.config.tokens:
+        return
+    config = run.config.copy_and_resolve_references()
+    config.tokens = tokens
+    last, saved = common(build(config, run.program), run, first_clock(claimed)), complete(workdir)
+    if saved and saved[0] > last.tokens:
+        raise InputError(
+            f"tokens={run.config.tokens}: the run in {workdir} has {tokens}, a longer one takes other steps from "
+            f"{last.tokens:,} tokens on, and there is no checkpoint before that, only at {', '.join(map(str, saved))}"
+        )
+    with alone(workdir):
+        _put_aside(workdir, tokens, [at for at in saved if at > last.tokens])
+        if jax.process_index() == 0:
+            write_record(workdir / "config.json", claimed | {"config": recorded["config"]})
+        multihost_utils.sync_global_devices("the run is longer")
+    report(f"longer    {tokens:,} tokens become {run.config.tokens:,}")
+
+
+def common(one: Run, other: Run, start: Clock) -> Clock:
+    """The last clock up to which two runs take the same steps: batches, learning rates, weight decay, outer steps."""
+    last = start
+    for a, b in zip(_plan(one, start), _plan(other, start), strict=False):
+        if a != b:
+            break
+        last = a[0]
+    return last
+
+
+def _plan(run: Run, start: Clock) -> Iterator[tuple]:
+    """(clock after it, batch, hyper-parameters, what follows it) of every step."""
+    for call in run.calls(start):
+        for i in range(call.count):
+            clock = Clock(call.start.tokens + (i + 1) * call.batch.tokens, call.start.steps + i + 1)
+            values = {name: h[i] for name, h in call.hypers.items()}
+            yield clock, call.batch, values, call.events if clock == call.end else ()
+
+
+def _put_aside(workdir: Path, tokens: int, checkpoints: list[int]) -> None:
+    """Gives what the shorter run alone has another name; the rows of its metrics are copied."""
+    if jax.process_index() == 0:
+        rows, result = workdir / "metrics.jsonl", workdir / "result.json"
+        if rows.exists():
+            shutil.copyfile(rows, _free(workdir / f"metrics-{tokens}.jsonl"))
+        if result.exists():
+            result.rename(_free(workdir / f"result-{tokens}.json"))
+        for at in checkpoints:
+            (workdir / "checkpoints" / str(at)).rename(_free(workdir / "checkpoints" / f"ended-{at}"))
+
+
+def _free(path: Path) -> Path:
+    """The path, with a number where it is taken."""
+    names = [path, *(path.with_stem(f"{path.stem}-{i}") for i in range(2, 1_000))]
+    return next(name for name in names if not name.exists())
+
+
+def continue_from(run: Run, workdir: Path, source: Path, tokens: int | None = None) -> None:
+    """Makes workdir a run that goes on from the checkpoint at `tokens` (None: the newest) of the run in `source`, with
+    its optimiser state and at its step; does nothing where it has begun so already.
+
+    Data, batch, schedule and the length may be others. Raises InputError for another model, tokenizer or optimiser, for
+    a checkpoint that does not exist, and for a run that ends before it.
+    """
+    origin = {"branch_of": str(source)}
+    if complete(workdir):
+        claim(workdir, record(run) | {"awaits": origin})
+        return
+    claimed = read_record(source / "config.json", config=dict, data=dict)
+    theirs, ours = claimed["data"]["tokenizer_sha256"], run.store.meta["tokenizer_sha256"]
+    if theirs != ours:
+        raise InputError(
+            f"data.store={run.config.data.store}: was made with another tokenizer than the run in {source}"
+        )
+    state, clock = load(source, run.program.abstract_state(), tokens)
+    if clock.tokens >= run.config.tokens:
+        raise InputError(f"tokens={run.config.tokens}: must be more than the {clock.tokens} of the checkpoint")
+    if state.replicas != run.config.replicas:
+        state = run.program.regroup(state)
+    begin(run, workdir, state, clock, origin | {"began": list(clock)})

@@ -1,0 +1,92 @@
+"""Runs that go on have the bits of runs that were planned so."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from jaxlab.config import InputError
+from jaxlab.train import loop
+from jaxlab.train.build import build
+from jaxlab.train.continuation import continue_from
+from tests import tiny
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figure")]
+QUIET = Console(quiet=True)
+BASE = {
+    "compute__layers": "scan", "log__tensorboard": False, "evaluate__tokens": 1_024, "checkpoint__every_tokens": 2_048,
+    "checkpoint__keep": 9, "tokens": 8_192,
+}  # fmt: skip
+RUNS = {  # changes, tokens of the shorter run, where the longer one goes on
+    "constant": ({"schedule__name": "constant"}, 4_096, 4_096),
+    "constant, not a whole step": ({"schedule__name": "constant"}, 4_500, 4_096),
+    "wsd": ({"schedule__name": "wsd", "schedule__decay_tokens": 2_048}, 6_144, 4_096),
+    "an outer step at the end": (
+        {"schedule__name": "constant", "replicas": 2, "diloco__sync_every": 3, "diloco__fragments": 2}, 4_096, 2_048
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def program():
+    return {}
+
+
+def trained(data, workdir, program, **changes):
+    """A run of these changes, whose program is that of an earlier one if it serves."""
+    run = build(tiny.config(data, **BASE | changes), program.get("last"))
+    program["last"] = run.program
+    return loop.train(run, workdir, QUIET)
+
+
+@pytest.mark.parametrize(("changes", "shorter", "at"), RUNS.values(), ids=RUNS)
+def test_more_tokens_are_as_if_they_had_been_planned(data, tmp_path, program, changes, shorter, at):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    result = trained(data, whole, program, **changes)
+    first = trained(data, parts, program, **changes, tokens=shorter)
+    rows = tiny.rows(parts)
+    assert trained(data, parts, program, **changes) | {"seconds": 0} == result | {"seconds": 0}
+    assert tiny.fingerprint(parts) == tiny.fingerprint(whole)
+    training = [[row for row in tiny.rows(folder) if row["kind"] == "train"] for folder in (parts, whole)]
+    assert training[0] == training[1]
+    assert json.loads((parts / "config.json").read_text())["config"]["tokens"] == BASE["tokens"]
+    # What the shorter run ended with is still there.
+    assert tiny.result(parts)["loss"] == result["loss"]
+    assert json.loads((parts / f"result-{shorter}.json").read_text())["loss"] == first["loss"]
+    copied = (parts / f"metrics-{shorter}.jsonl").read_text().splitlines()
+    assert [json.loads(line)["tokens"] for line in copied] == [row["tokens"] for row in rows]
+    ended = {int(path.name.removeprefix("ended-")) for path in (parts / "checkpoints").glob("ended-*")}
+    assert ended == {tokens for tokens in (6_144, 4_096) if at < tokens <= shorter // 512 * 512}
+
+
+def test_a_schedule_that_hangs_on_the_tokens_cannot_be_longer(data, tmp_path, program):
+    """The cosine begins after the warm-up, at 2,048 tokens, and the checkpoint there is gone."""
+    trained(data, tmp_path, program, tokens=4_096, checkpoint__keep=1)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    wrong = "tokens=8192: the run in .* has 4096, a longer one takes other steps from 2,048 tokens on, .* only at 4096"
+    with pytest.raises(InputError, match=wrong):
+        trained(data, tmp_path, program, checkpoint__keep=1)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_fewer_tokens_are_another_run(data, tmp_path, program):
+    trained(data, tmp_path, program, schedule__name="constant")
+    with pytest.raises(InputError, match="differs in tokens: 8192 -> 4096"):
+        trained(data, tmp_path, program, schedule__name="constant", tokens=4_096)
+
+
+def test_a_decay_from_a_stable_checkpoint_is_the_run_planned_with_it(data, tmp_path, program):
+    """A constant rate to 6,144 tokens, then from its checkpoint at 4,096 the last 4,096 tokens of WSD."""
+    wsd = {"schedule__name": "wsd", "schedule__decay_tokens": 4_096}
+    trained(data, tmp_path / "planned", program, **wsd)
+    trained(data, tmp_path / "stable", program, schedule__name="constant", tokens=6_144)
+    run = build(tiny.config(data, **BASE | wsd), program["last"])
+    for _ in range(2):  # the second finds it begun
+        continue_from(run, tmp_path / "decay", tmp_path / "stable", 4_096)
+    loop.train(run, tmp_path / "decay", QUIET)
+    assert tiny.fingerprint(tmp_path / "decay") == tiny.fingerprint(tmp_path / "planned")
+    with pytest.raises(InputError, match=r"has no checkpoint at 4000 tokens, but 2048, 4096, 6144"):
+        continue_from(run, tmp_path / "other", tmp_path / "stable", 4_000)
+    short = build(tiny.config(data, **BASE | wsd | {"tokens": 6_144}), program["last"])
+    with pytest.raises(InputError, match="tokens=6144: must be more than the 6144 of the checkpoint"):
+        continue_from(short, tmp_path / "other", tmp_path / "stable")
