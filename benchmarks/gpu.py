@@ -84,7 +84,6 @@ class Measurements:
             "550m": partial(train, "550m"),
             "35m": partial(train, "35m", tokens=4 * TOKENS),
             "spectra": self.spectra,
-            "population": self.population,
             "experts: 180m": partial(train, "180m", experts=(32, 4)),
             "180m, capybara": partial(train, "180m", recipe="capybara"),
             "180m, deepseek_v3 simulated": partial(train, "180m", recipe="deepseek_v3", fp8="simulated"),
@@ -400,45 +399,6 @@ class Measurements:
             one = diloco.rounds(shape, "bfloat16", changes)
             rates[name] = diloco.H * shape["sequences"] * shape["context"] / seconds_of(one, repeats=2, least=0)
         return {"tokens_per_s": rates, "ratio": {name: rate / rates["data-parallel"] for name, rate in rates.items()}}
-
-    def population(self) -> dict:
-        """Many small runs: tokens/s of one alone, and of 8 in one vmap."""
-        import jax
-        import jax.numpy as jnp
-        import numpy as np
-
-        from jaxlab import parallel
-        from jaxlab.train.plan import Batch
-        from jaxlab.train.program import program
-
-        rows = {}
-        for width, layers in ((128, 4), (256, 6)):
-            config = self.config("35m", tokens=8_192, loss_chunk=256)
-            if not self.tiny:
-                config.model.update(
-                    num_layers=layers, d_model=width, num_heads=width // 32, num_kv_heads=width // 32, head_dim=32,
-                    d_ff=4 * width, vocab_size=4_096,
-                )  # fmt: skip
-                config.batch.context = 256
-            made = program(config, parallel.mesh(1, 1, 1), config.model.vocab_size)
-            whole = made.shape(Batch(config.batch.tokens, config.batch.context))
-            for members in (1, 8):
-                draw = np.random.default_rng(0).integers(0, config.model.vocab_size, (members, *whole))
-                batches = jnp.asarray(draw, jnp.int32)
-                ones = jnp.full((members, 1), 1e-3, jnp.float32)
-                states = [made.init(np.uint32(seed)) for seed in range(members)]
-                state = jax.tree.map(lambda *x: jnp.stack(x), *states)
-                vmapped = jax.vmap(made.inner_steps, in_axes=(0, 0, 0, None))
-                step = jax.jit(vmapped, donate_argnums=0)
-
-                def call():
-                    nonlocal state
-                    state, metrics = step(state, batches, {"lr": ones, "decay": ones}, np.int32([1, 1]))  # noqa: B023
-                    return metrics
-
-                seconds = seconds_of(call)
-                rows[f"width {width}, {members} runs"] = members * config.batch.tokens / seconds
-        return {"tokens_per_s": rows}
 
     def spectra(self) -> dict:
         """A measurement of all layers' spectra, in steps of training, and the eigenvalues of 12 wide layers."""

@@ -18,7 +18,6 @@ _STUDY = flags.DEFINE_string("study", None, "NAME:SCALE, as in chinchilla:laptop
 _PART = flags.DEFINE_string("part", "", "one named part of the study; empty: all of it")
 _INDEX = flags.DEFINE_integer("index", None, "run only the run of this number in `list`: an array job's index")
 _WORKERS = flags.DEFINE_integer("workers", 0, "processes side by side; 0: one a core on CPU, one on accelerators", 0)
-_POPULATION = flags.DEFINE_integer("population", 1, "runs of one shape that train as one vmapped program", 1)
 _RUNS = flags.DEFINE_string("runs", "runs", "folder of the runs")
 _RESULTS = flags.DEFINE_string("results", "results", "folder of the reports")
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE: a change to the config of every run")
@@ -68,7 +67,7 @@ def run(study: Study, changes: dict, console: Console) -> int:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         watch = Watch(study, trials, bar)
         again = {"study": _STUDY.value, "runs": _RUNS.value, "part": _PART.value, "changes": changes}
-        lost = worker.run(study, trials, workers, _POPULATION.value, again, watch)
+        lost = worker.run(study, trials, workers, again, watch)
         watch()
     rows, left = survey(replace(study, trials=trials))
     ended = {row["name"] for row in rows}

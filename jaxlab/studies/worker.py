@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -35,23 +34,21 @@ STAY = ("lock", "log.txt")  # where the rest of a run is set aside
 ALL = ("config.json", "metrics.jsonl")  # where one of these is damaged, the run is trained again from its start
 
 
-def run(
-    study: Study, trials: Sequence[Trial], workers: int, population: int, again: dict, watch: Callable
-) -> list[str]:
+def run(study: Study, trials: Sequence[Trial], workers: int, again: dict, watch: Callable) -> list[str]:
     """Trains the trials, in this process if workers is 1 and otherwise in that many, each on its own cores.
 
-    population: how many runs of one shape train as one program (train.population). again: the arguments of `load` that
-    made the study, for the other processes. watch() is called while they work. Returns a line for each process that was
-    killed, with the run that it had: the same command takes that up again. Small models leave a second core idle: two
-    processes of one core each train 1.4 to 1.9 times as many tokens a second as one process of two (docs/LAB.md).
+    again: the arguments of `load` that made the study, for the other processes. watch() is called while they work.
+    Returns a line for each process that was killed, with the run that it had: the same command takes that up again.
+    Small models leave a second core idle: two processes of one core each train 1.4 to 1.9 times as many tokens a second
+    as one process of two (docs/LAB.md).
     """
     if workers == 1:
-        train_all(study, trials, population)
+        train_all(study, trials)
         return []
     cores = sorted(os.sched_getaffinity(0))
     context = multiprocessing.get_context("spawn")  # JAX has threads, which a fork would lose
     names = [trial.name for trial in trials]
-    work = [(again, names, population, cores[i::workers]) for i in range(workers)]
+    work = [(again, names, cores[i::workers]) for i in range(workers)]
     processes = [context.Process(target=_work, args=args) for args in work]
     for process in processes:
         process.start()
@@ -131,12 +128,12 @@ def as_many_as_fit() -> int:
     return len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" else 1
 
 
-def _work(again: dict, names: list[str], population: int, cores: list[int]) -> None:
+def _work(again: dict, names: list[str], cores: list[int]) -> None:
     os.sched_setaffinity(0, cores)  # before JAX counts them
     threading.Thread(target=_stop_when_orphaned, daemon=True).start()
     try:
         study = load(**again)
-        train_all(study, [trial for trial in study.trials if trial.name in names], population)
+        train_all(study, [trial for trial in study.trials if trial.name in names])
     except KeyboardInterrupt:
         sys.exit(130)
     except (InputError, OSError) as error:  # of what all runs have in common
@@ -149,33 +146,23 @@ def _stop_when_orphaned() -> None:
     os.kill(os.getpid(), signal.SIGTERM)  # the run that is on saves, and stops
 
 
-def train_all(study: Study, trials: Sequence[Trial], population: int = 1) -> None:
-    """Trains, one after another or `population` at once, the trials that have not ended and that nobody else holds.
+def train_all(study: Study, trials: Sequence[Trial]) -> None:
+    """Trains, one after another, the trials that have not ended and that nobody else holds.
 
     Runs of one shape follow each other through one compiled program. What a run prints goes to its log.txt; a run
     that fails leaves its reason in failed.json, and the next one is taken. Told to stop, it saves and returns.
     """
     _keep_compiled_programs(study.folder.parent / ".compiled")
-    program, waiting = None, deque(sorted(trials, key=_longest_shape_first))
-    while waiting:
-        with ExitStack() as locks:
-            taken = []
-            while waiting and len(taken) < population and _same_plan(waiting[0], taken):
-                trial = waiting.popleft()
-                folder = study.folder / trial.name
-                ours = False
-                with suppress(OSError):  # of one run's folder, which `status` tells of
-                    ours = locks.enter_context(held(folder, patience=1.0))
-                if ours and status(folder, running=False)[0] not in ENDED:
-                    taken.append(trial)
-            program, stopped = _train(study, taken, program)
-        if stopped:
-            return
-
-
-def _same_plan(trial: Trial, taken: list[Trial]) -> bool:
-    """Whether a trial is of the shape and length of those taken, of which there may be none."""
-    return all(_longest_shape_first(trial)[:-1] == _longest_shape_first(other)[:-1] for other in taken)
+    program = None
+    for trial in sorted(trials, key=_longest_shape_first):
+        folder, ours = study.folder / trial.name, False
+        with ExitStack() as lock:
+            with suppress(OSError):  # of one run's folder, which `status` tells of
+                ours = lock.enter_context(held(folder, patience=1.0))
+            if ours and status(folder, running=False)[0] not in ENDED:
+                program, stopped = _train(trial, folder, program)
+                if stopped:
+                    return
 
 
 def _longest_shape_first(trial: Trial) -> tuple:
@@ -185,66 +172,40 @@ def _longest_shape_first(trial: Trial) -> tuple:
     return -per_token, json.dumps(trial.config.model.to_dict()), trial.config.batch.tokens, -found["tokens"], trial.name
 
 
-def _train(study: Study, trials: list[Trial], program) -> tuple:
-    """(the program that served last, whether told to stop)."""
+def _train(trial: Trial, folder: Path, program) -> tuple:
+    """(the program that served last, whether the run was stopped by a signal)."""
     from jaxlab.train.build import build  # JAX counts its cores when it is imported
     from jaxlab.train.loop import train
-    from jaxlab.train.population import alike, in_step, train_together
 
-    with ExitStack() as logs:
-        folders, runs = [study.folder / trial.name for trial in trials], []
-        for trial, folder in zip(trials, folders, strict=True):
-            with _failure_noted(folder):
-                file = logs.enter_context((folder / "log.txt").open("a", encoding="utf-8"))
-                runs.append((build(trial.config, program), folder, Console(file=file, width=120, markup=False)))
-                program = runs[-1][0].program
-        if len(runs) > 1 and all(alike(run, runs[0][0]) for run, *_ in runs) and in_step([f for _, f, _ in runs]):
-            damaged = False
-            with _failure_noted(*folders):
-                try:
-                    outcomes = train_together(*map(list, zip(*runs, strict=True)))
-                except InputError:  # of one member's files: each goes on alone
-                    damaged = True
-                else:
-                    for folder, outcome in zip(folders, outcomes, strict=True):
-                        _note_divergence(folder, outcome)
-                    return program, any(outcome is None for outcome in outcomes)
-            if not damaged:
-                return program, False
-        for run, folder, console in runs:
-            with _failure_noted(folder):
-                if train(run, folder, console) is None:
-                    return program, True
+    with _failure_noted(folder), (folder / "log.txt").open("a", encoding="utf-8") as file:
+        run = build(trial.config, program)
+        program = run.program
+        return program, train(run, folder, Console(file=file, width=120, markup=False)) is None
     return program, False
 
 
 @contextmanager
-def _failure_noted(*folders: Path) -> Iterator[None]:
+def _failure_noted(folder: Path) -> Iterator[None]:
     """Within it, a run that diverges leaves diverged.json and one that fails failed.json: the study goes on. Raises
     OSError where not even that can be written."""
     from jaxlab.train.checkpoint import NonFinite
 
-    for folder in folders:
-        (folder / "failed.json").unlink(missing_ok=True)
+    (folder / "failed.json").unlink(missing_ok=True)
     try:
         yield
     except NonFinite as error:
-        for folder in folders:
-            _note_divergence(folder, error)
+        _note_divergence(folder, error)
     except Exception as error:  # of any kind
-        for folder in folders:
-            with suppress(OSError), (folder / "log.txt").open("a", encoding="utf-8") as log:
-                traceback.print_exc(file=log)
-            files.write_record(folder / "failed.json", {"reason": f"{type(error).__name__}: {error}"})
+        with suppress(OSError), (folder / "log.txt").open("a", encoding="utf-8") as log:
+            traceback.print_exc(file=log)
+        files.write_record(folder / "failed.json", {"reason": f"{type(error).__name__}: {error}"})
 
 
-def _note_divergence(folder: Path, outcome) -> None:
+def _note_divergence(folder: Path, error: Exception) -> None:
     from jaxlab.train.log import read
 
-    if isinstance(outcome, Exception):
-        seconds = sum(row.get("seconds", 0) for row in read(folder / "metrics.jsonl"))
-        ended = {"reason": str(outcome), "seconds": round(seconds, 1)}
-        files.write_record(folder / ENDED["diverged"], ended)
+    seconds = sum(row.get("seconds", 0) for row in read(folder / "metrics.jsonl"))
+    files.write_record(folder / ENDED["diverged"], {"reason": str(error), "seconds": round(seconds, 1)})
 
 
 def _keep_compiled_programs(folder: Path) -> None:

@@ -5,7 +5,7 @@ import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -52,7 +52,7 @@ class Checkpoints:
         if free < size:  # known beforehand, it is one line; met by Orbax's threads, pages of tracebacks
             raise SaveFailed(f"{self.folder}: {free / 1e6:,.1f} MB free, and a checkpoint needs {size / 1e6:,.1f} MB")
         if clock.tokens in listed(self.folder):
-            self._set_aside(clock.tokens, "damaged")
+            self._set_aside(clock.tokens)
         record = record | {"clock": list(clock), "fingerprint": bits, "replicas": state.replicas}
         # Orbax holds views of the arrays until they are written. JAX does not let a step overwrite a buffer that has
         # been handed out: donation then falls back to a copy, also on CPU where host and device memory are the same.
@@ -63,14 +63,36 @@ class Checkpoints:
     def restore(
         self, abstract: State, report: Callable[[str], None], possible: Callable[[Clock], bool] = lambda clock: True
     ) -> tuple[State, Clock] | None:
-        """The newest sound checkpoint as (state, clock), or None where none was ever saved; see `restore_together`."""
-        found = restore_together([self], abstract, [report], possible)
-        return found and found[0]
+        """The newest sound checkpoint as (state, clock), or None where none was ever saved.
 
-    def _set_aside(self, tokens: int, why: str) -> str:
-        """Renames what has the name of a checkpoint, so that it no longer has; returns the new name."""
-        taken = len(list(self.folder.glob(f"{why}-{tokens}*")))
-        name = f"{why}-{tokens}" + (f"-{taken + 1}" if taken else "")
+        abstract: shapes, dtypes and shardings wanted; the mesh may differ from the one that saved, and a state comes
+        with as many replicas as it was saved with. possible(clock): whether the run is ever there. Newer checkpoints
+        that are damaged are reported and renamed `damaged-...`. Raises InputError, and leaves everything in place, if
+        all are damaged.
+        """
+        damaged = {}
+        for tokens in reversed(listed(self.folder)):
+            try:
+                found = _read(self._manager, tokens, abstract, possible)
+            except Exception as error:  # whatever a broken file makes the reader raise
+                damaged[tokens] = first_line(error)
+                continue
+            for newer, why in damaged.items():
+                aside = self._set_aside(newer)
+                report(f"checkpoint {newer} is damaged ({why}): set aside as {aside}, using {tokens}")
+            return found
+        if damaged:
+            reasons = "; ".join(f"{tokens}: {reason}" for tokens, reason in damaged.items())
+            raise InputError(
+                f"{self.folder}: all checkpoints are damaged ({reasons}); "
+                "bring one back, or start again in another workdir"
+            )
+        return None
+
+    def _set_aside(self, tokens: int) -> str:
+        """Renames a damaged checkpoint, so that it no longer counts as one; returns the new name."""
+        taken = len(list(self.folder.glob(f"damaged-{tokens}*")))
+        name = f"damaged-{tokens}" + (f"-{taken + 1}" if taken else "")
         multihost_utils.sync_global_devices(f"{tokens} is to be renamed")  # all have seen what there is
         if jax.process_index() == 0:
             shutil.move(self.folder / str(tokens), self.folder / name)
@@ -95,49 +117,6 @@ class Checkpoints:
             call(*args, **kwargs)
         except Exception as error:  # of the file system, wrapped by whichever library met it
             raise SaveFailed(f"{self.folder}: a checkpoint could not be saved ({first_line(error)})") from error
-
-
-def restore_together(
-    group: Sequence[Checkpoints],
-    abstract: State,
-    reports: Sequence[Callable[[str], None]],
-    possible: Callable[[Clock], bool] = lambda clock: True,
-) -> list[tuple[State, Clock]] | None:
-    """(state, clock) of each run of a group at the newest token where all have a sound checkpoint; None where none was
-    ever saved.
-
-    abstract: shapes, dtypes and shardings wanted; the mesh may differ from the one that saved, and a state comes with
-    as many replicas as it was saved with. possible(clock): whether the runs ever are there. What is newer is reported,
-    and set aside as `damaged-...`, or as `unused-...` where it is another run's that is damaged. Raises InputError,
-    and leaves everything in place, if there is no such token.
-    """
-    damaged = [{} for _ in group]
-    there = [listed(one.folder) for one in group]
-    for tokens in sorted({tokens for names in there for tokens in names}, reverse=True):
-        found = []
-        for one, names, bad in zip(group, there, damaged, strict=True):
-            if tokens in names:
-                try:
-                    found.append(_read(one._manager, tokens, abstract, possible))
-                except Exception as error:  # whatever a broken file makes the reader raise
-                    bad[tokens] = first_line(error)
-        if len(found) == len(group):
-            for one, names, bad, report in zip(group, there, damaged, reports, strict=True):
-                for newer in sorted((n for n in names if n > tokens), reverse=True):
-                    aside = one._set_aside(newer, "damaged" if newer in bad else "unused")
-                    why = f"is damaged ({bad[newer]})" if newer in bad else "is not one that all of the population have"
-                    report(f"checkpoint {newer} {why}: set aside as {aside}, using {tokens}")
-            return found
-    for one, bad in zip(group, damaged, strict=True):
-        if bad:
-            reasons = "; ".join(f"{tokens}: {reason}" for tokens, reason in bad.items())
-            raise InputError(
-                f"{one.folder}: all checkpoints are damaged ({reasons}); "
-                "bring one back, or start again in another workdir"
-            )
-    if any(there):
-        raise InputError(f"{group[0].folder}: has no checkpoint in common with the other members of its population")
-    return None
 
 
 def complete(workdir: Path) -> list[int]:

@@ -468,7 +468,6 @@ PATHS = {  # launcher, flag: values
 RUN_PATHS = {  # of the actions that do something: launcher, action, flag: values
     ("study", "run", "--index"): {v: (v, "index") for v in ("-1", "99", "x", "1.5", "")},
     ("study", "run", "--workers"): {v: (v, "workers") for v in ("-1", "999", "x")},
-    ("study", "run", "--population"): {v: (v, "population") for v in ("0", "-1", "x")},
     ("study", "report", "--results"): {k: v for k, v in BAD_PATHS.items() if k in ("gs", "nobody", "file", "long")},
 }
 FLAGS = """

@@ -20,6 +20,5 @@ import jaxlab.laws.spectral
 import jaxlab.studies.report
 import jaxlab.studies.worker
 import jaxlab.train.branch
-import jaxlab.train.loop
-import jaxlab.train.population  # noqa: F401
+import jaxlab.train.loop  # noqa: F401
 import launch.entry  # noqa: F401

@@ -350,29 +350,3 @@ def test_a_damaged_compiled_program_is_noticed(monkeypatch, tmp_path):
         damaged[at] ^= 1
         with pytest.raises(zlib.error):
             cache.decompress_executable(bytes(damaged))
-
-
-def test_a_member_of_a_population_with_damaged_files_does_not_stop_the_others(study, monkeypatch):
-    trained = []
-
-    def train(run, folder, console):
-        trained.append(folder.name)
-        if len(trained) == 1:
-            raise InputError("all checkpoints are damaged")
-        return {}
-
-    def together(*_):
-        raise InputError("all checkpoints of one are damaged")
-
-    for name, value in {
-        "build.build": lambda config, program: SimpleNamespace(program=None), "loop.train": train,
-        "population.alike": lambda *_: True, "population.in_step": lambda _: True,
-        "population.train_together": together,
-    }.items():  # fmt: skip
-        monkeypatch.setattr(f"jaxlab.train.{name}", value)
-    trials = study.trials[:3]
-    for trial in trials:
-        (study.folder / trial.name).mkdir(parents=True)
-    assert worker._train(study, trials, None) == (None, False)
-    assert trained == [trial.name for trial in trials]
-    assert [status(study.folder / trial.name)[0] for trial in trials] == ["failed", "stopped", "stopped"]

@@ -11,7 +11,7 @@ import pytest
 
 from jaxlab.config import InputError
 from jaxlab.train import checkpoint
-from jaxlab.train.checkpoint import Checkpoints, NonFinite, SaveFailed, check_space, complete, load, restore_together
+from jaxlab.train.checkpoint import Checkpoints, NonFinite, SaveFailed, check_space, complete, load
 from jaxlab.train.state import Clock, State
 
 DAMAGE = {
@@ -247,52 +247,6 @@ def test_leftovers_of_a_killed_save_are_no_checkpoint(folder):
     assert at == clock(300)
     assert is_equal(found, 300)
     assert lines == []
-
-
-@pytest.fixture
-def three(folder, tmp_path):
-    """Three runs with checkpoints at 100, 200, 300, and what restores them together."""
-    folders = [folder, tmp_path / "b", tmp_path / "c"]
-    for other in folders[1:]:
-        shutil.copytree(folder, other)
-
-    def together():
-        lines, group = [[] for _ in folders], [Checkpoints(one, keep=3) for one in folders]
-        try:
-            return restore_together(group, abstract(), [own.append for own in lines]), lines
-        finally:
-            for one in group:
-                one.close()
-
-    return folders, together
-
-
-def test_a_group_goes_on_from_what_all_have_and_nothing_is_lost(three):
-    folders, together = three
-    rewritten(folders[1] / "300", note=0)
-    shutil.rmtree(folders[2] / "300")
-    found, lines = together()
-    assert [at for _, at in found] == [clock(200)] * 3
-    assert all(is_equal(one, 200) for one, _ in found)
-    assert "checkpoint 300 is not one that all of the population have: set aside as unused-300" in lines[0][0]
-    assert "checkpoint 300 is damaged" in lines[1][0]
-    assert lines[2] == []
-    assert sorted(p.name for p in folders[0].iterdir()) == ["100", "200", "unused-300"]
-    assert sorted(p.name for p in folders[1].iterdir()) == ["100", "200", "damaged-300"]
-
-
-def test_a_group_without_a_sound_checkpoint_in_common_is_refused(three):
-    folders, together = three
-    for tokens in (100, 200):
-        shutil.rmtree(folders[0] / str(tokens))
-    shutil.rmtree(folders[1] / "300")
-    before = [sorted(one.rglob("*")) for one in folders]
-    with pytest.raises(InputError, match="has no checkpoint in common"):
-        together()
-    rewritten(folders[2] / "300", note=0)
-    with pytest.raises(InputError, match=r"c: all checkpoints are damaged .300: "):
-        together()
-    assert [sorted(one.rglob("*")) for one in folders] == before
 
 
 def test_a_set_aside_checkpoint_is_saved_again_and_may_be_damaged_again(folder):

@@ -22,7 +22,6 @@ from jaxlab.train.build import build
 from jaxlab.train.checkpoint import Checkpoints, NonFinite
 from jaxlab.train.meter import Meter, measured_flops
 from jaxlab.train.plan import Batch, Call
-from jaxlab.train.population import train_together
 from jaxlab.train.state import Clock
 from tests import tiny
 
@@ -275,6 +274,4 @@ def test_two_commands_do_not_train_one_run(data, tmp_path):
     run = build(tiny.config(data, tokens=1_024, schedule__warmup_tokens=0, log__tensorboard=False))
     with claim.alone(tmp_path), pytest.raises(InputError, match="another command is training this run"):
         loop.train(run, tmp_path, Console(quiet=True))
-    with claim.alone(tmp_path), pytest.raises(InputError, match="another command is training this run"):
-        train_together([run], [tmp_path], [Console(quiet=True)])
     assert loop.train(run, tmp_path, Console(quiet=True))["tokens"] == 1_024
