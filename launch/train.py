@@ -27,9 +27,8 @@ flags.register_validator("workdir", bool, message="name the folder of the run, a
 def main(config, console) -> int:
     from jaxlab import parallel  # a second of imports, after the flags have been read
     from jaxlab.files import local
-    from jaxlab.interop.workdir import go_on_from
+    from jaxlab.interop.workdir import continue_from, go_on_from
     from jaxlab.train.build import build
-    from jaxlab.train.continuation import continue_from
     from jaxlab.train.log import say
     from jaxlab.train.loop import train
 

@@ -11,7 +11,9 @@ from jaxlab.interop.hugging_face import TRAINING
 from jaxlab.train.build import Run, build
 from jaxlab.train.checkpoint import complete, load
 from jaxlab.train.claim import begin, check_run, claim, record
-from jaxlab.train.state import Clock
+from jaxlab.train.program import Program, program
+from jaxlab.train.rounds import regrouped
+from jaxlab.train.state import Clock, State
 
 
 def recorded_config(workdir: str | Path) -> ConfigDict:
@@ -60,6 +62,57 @@ def start_from(run: Run, workdir: str | Path, model: dict, params, source: str |
     if complete(workdir):
         raise InputError(f"workdir={workdir}: holds checkpoints already")
     begin(run, workdir, run.program.start(params), Clock(), {"params_from": str(source)})
+
+
+def continue_from(run: Run, workdir: str | Path, source: str | Path, tokens: int | None = None) -> None:
+    """Saves the checkpoint at `tokens` (None: the newest) of the run in the workdir `source` as the first of another
+    run, which goes on from its step with its optimiser state; does nothing where that run has begun so already.
+
+    Data, batch, schedule, length and the number of replicas may be others: where replicas change, all start from the
+    global parameters with the mean of the optimiser states. Raises InputError for another model, tokenizer, optimiser
+    or outer state, a checkpoint that does not exist, and a run that ends before it.
+    """
+    workdir, source, origin = Path(workdir), Path(source), {"branch_of": str(source)}
+    if complete(workdir):
+        claim(workdir, record(run) | {"awaits": origin})
+        return
+    config = recorded_config(source)
+    tokenizer = read_record(source / "config.json", data=dict)["data"]["tokenizer_sha256"]
+    if tokenizer != run.store.meta["tokenizer_sha256"]:
+        raise InputError(f"data.store={run.config.data.store}: has another tokenizer than the run in {source}")
+    theirs = program(config, run.program.mesh, config.model.vocab_size or run.store.meta["vocab_size"])
+    _check_model(run.program.model.c, theirs.model.c, str(source))
+    state, clock = load(source, theirs.abstract_state(), tokens)
+    if clock.tokens >= run.config.tokens:
+        raise InputError(f"tokens={run.config.tokens}: must be more than the {clock.tokens} of the checkpoint")
+    begin(run, workdir, _adopted(run.program, theirs, state, source), clock, origin | {"began": list(clock)})
+
+
+def _adopted(ours: Program, theirs: Program, state: State, source: Path) -> State:
+    """A state of the program `theirs` as one of `ours`. Raises InputError where that cannot be."""
+
+    def layout(part):
+        return jax.tree.map(lambda x: (x.shape[1:], x.dtype), part), jax.tree.structure(part)
+
+    mine, other = ours.abstract_state(), theirs.abstract_state()
+    if layout(mine.opt_state) != layout(other.opt_state):
+        raise InputError(f"optim: must be the optimiser of {source}, whose state the run goes on with")
+    same_outer = layout(mine.outer) == layout(other.outer)
+    if ours.rounds and theirs.rounds and not same_outer:
+        raise InputError(f"diloco: fragments, overlap, mix and eager must be those of {source}, with its outer state")
+    if state.replicas == ours.config.replicas and same_outer:
+        return jax.device_put(state, ours.shardings)
+    if theirs.config.replicas > 1 and not theirs.rounds:
+        raise InputError(f"replicas={ours.config.replicas}: must be {state.replicas}, as many models as in {source}")
+
+    def joined(state):
+        params = theirs.params(state)
+        alike = regrouped(state._replace(outer=None), params, ours.config.replicas)
+        if same_outer or not ours.rounds:
+            return alike._replace(outer=state.outer if same_outer else None)
+        return alike._replace(outer=ours.rounds.init(jax.tree.map(lambda x: x[0], params)))
+
+    return jax.jit(joined, out_shardings=ours.shardings)(state)
 
 
 def _check_model(mine, theirs: dict, source: str) -> None:

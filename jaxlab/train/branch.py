@@ -9,8 +9,8 @@ from rich.console import Console
 from jaxlab.config import InputError
 from jaxlab.optim.batch_growth import size_at
 from jaxlab.train.build import Run, build, hypers
-from jaxlab.train.checkpoint import NonFinite
-from jaxlab.train.continuation import continue_from
+from jaxlab.train.checkpoint import NonFinite, complete, load
+from jaxlab.train.claim import begin
 from jaxlab.train.log import say
 from jaxlab.train.loop import train
 
@@ -42,7 +42,9 @@ def loss(run: Run, workdir: Path, config: ConfigDict, tokens: int, folder: Path,
     """Held-out loss, nats/token, of the branch with `config` from the checkpoint at `tokens` of `run` in workdir, a run
     of its own in `folder`: inf if it diverged, None if it was told to stop."""
     one = build(config)
-    continue_from(one, folder, workdir, tokens)
+    if not complete(folder):
+        state, clock = load(workdir, run.program.abstract_state(), tokens)
+        begin(one, folder, state, clock, {"branch_of": str(workdir), "began": list(clock)})
     try:
         result = train(one, folder, console)
     except NonFinite as error:

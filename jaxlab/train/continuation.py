@@ -1,4 +1,4 @@
-"""Runs that go on: with more tokens in the same workdir, or in a new one from a checkpoint of another run."""
+"""Runs that go on with more tokens than they were planned with."""
 
 import json
 import shutil
@@ -11,8 +11,8 @@ from jax.experimental import multihost_utils
 from jaxlab.config import InputError, differences
 from jaxlab.files import read_record, write_record
 from jaxlab.train.build import Run, build
-from jaxlab.train.checkpoint import complete, load
-from jaxlab.train.claim import alone, begin, claim, first_clock, record
+from jaxlab.train.checkpoint import complete
+from jaxlab.train.claim import alone, first_clock, record
 from jaxlab.train.state import Clock
 
 
@@ -84,28 +84,3 @@ def _free(path: Path) -> Path:
     """The path, with a number where it is taken."""
     names = [path, *(path.with_stem(f"{path.stem}-{i}") for i in range(2, 1_000))]
     return next(name for name in names if not name.exists())
-
-
-def continue_from(run: Run, workdir: Path, source: Path, tokens: int | None = None) -> None:
-    """Makes workdir a run that goes on from the checkpoint at `tokens` (None: the newest) of the run in `source`, with
-    its optimiser state and at its step; does nothing where it has begun so already.
-
-    Data, batch, schedule and the length may be others. Raises InputError for another model, tokenizer or optimiser, for
-    a checkpoint that does not exist, and for a run that ends before it.
-    """
-    origin = {"branch_of": str(source)}
-    if complete(workdir):
-        claim(workdir, record(run) | {"awaits": origin})
-        return
-    claimed = read_record(source / "config.json", config=dict, data=dict)
-    theirs, ours = claimed["data"]["tokenizer_sha256"], run.store.meta["tokenizer_sha256"]
-    if theirs != ours:
-        raise InputError(
-            f"data.store={run.config.data.store}: was made with another tokenizer than the run in {source}"
-        )
-    state, clock = load(source, run.program.abstract_state(), tokens)
-    if clock.tokens >= run.config.tokens:
-        raise InputError(f"tokens={run.config.tokens}: must be more than the {clock.tokens} of the checkpoint")
-    if state.replicas != run.config.replicas:
-        state = run.program.regroup(state)
-    begin(run, workdir, state, clock, origin | {"began": list(clock)})

@@ -123,6 +123,7 @@ def cut_off(run, workdir, monkeypatch, begin):
         pass
 
     def die(self, *_):
+        self._manager._maybe_await_cleanup_tmp_directory()  # which would take away what is put there below
         raise Killed
 
     with monkeypatch.context() as patch:

@@ -1,14 +1,18 @@
 """Runs that go on have the bits of runs that were planned so."""
 
 import json
+from functools import partial
 
+import jax
+import numpy as np
 import pytest
 from rich.console import Console
 
 from jaxlab.config import InputError
+from jaxlab.interop.workdir import continue_from, recorded_config
 from jaxlab.train import loop
 from jaxlab.train.build import build
-from jaxlab.train.continuation import continue_from
+from jaxlab.train.checkpoint import load
 from tests import tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figure")]
@@ -90,3 +94,55 @@ def test_a_decay_from_a_stable_checkpoint_is_the_run_planned_with_it(data, tmp_p
     short = build(tiny.config(data, **BASE | wsd | {"tokens": 6_144}), program["last"])
     with pytest.raises(InputError, match="tokens=6144: must be more than the 6144 of the checkpoint"):
         continue_from(short, tmp_path / "other", tmp_path / "stable")
+
+
+@pytest.fixture(scope="module")
+def sources(data, tmp_path_factory, program):
+    folder = tmp_path_factory.mktemp("sources")
+    replicas = {"replicas": 2, "diloco__sync_every": 3, "schedule__name": "constant"}
+    trained(data, folder / "one", program, schedule__name="constant", tokens=4_096)
+    trained(data, folder / "two", program, **replicas, tokens=4_608)  # ends with an outer step
+    trained(data, folder / "apart", program, replicas=2, schedule__name="constant", tokens=4_096)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("source", "changes"),
+    [("one", {"replicas": 2, "diloco__sync_every": 3}), ("two", {}), ("two", {"replicas": 4, "diloco__sync_every": 3})],
+    ids=["replicas from one", "one from replicas", "more replicas"],
+)
+def test_with_other_replicas_all_go_on_from_the_global_parameters(data, tmp_path, program, sources, source, changes):
+    run = build(tiny.config(data, **BASE | {"schedule__name": "constant"} | changes), program["last"])
+    continue_from(run, tmp_path, sources / source)
+    state, clock = load(tmp_path, run.program.abstract_state())
+    before = build(recorded_config(sources / source))
+    old, at = load(sources / source, before.program.abstract_state())
+    assert clock == at
+    common = jax.tree.map(lambda x: np.array(x[0]), before.program.params(old))
+    for replica in range(run.config.replicas):
+        jax.tree.map(np.testing.assert_array_equal, common, jax.tree.map(lambda x: x[replica], state.params))  # noqa: B023
+    if run.program.rounds:
+        jax.tree.map(np.testing.assert_array_equal, common, jax.tree.map(lambda x: x[0], run.program.params(state)))
+    wanted = jax.tree.map(lambda x: np.asarray(x, np.float64).mean(0), old.opt_state)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), jax.tree.map(lambda x: x[-1], state.opt_state), wanted)
+    assert np.isfinite(loop.train(run, tmp_path, QUIET)["loss"])
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "why"),
+    [
+        (
+            "one",
+            {"model__d_ff": 32},
+            "is another model than the config's, which it would be with --config.model.d_ff=64",
+        ),
+        ("two", {"replicas": 2, "diloco__sync_every": 3, "diloco__eager": True}, "diloco: fragments, overlap, mix and"),
+        ("apart", {}, "replicas=1: must be 2, as many models as in"),
+        ("nowhere", {}, "nowhere: holds no run"),
+    ],
+)
+def test_what_does_not_fit_is_refused(data, tmp_path, program, sources, source, changes, why):
+    run = build(tiny.config(data, **BASE | {"schedule__name": "constant"} | changes), program["last"])
+    with pytest.raises(InputError, match=why):
+        continue_from(run, tmp_path / "run", sources / source)
+    assert not (tmp_path / "run").exists()
