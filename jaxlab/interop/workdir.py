@@ -32,7 +32,7 @@ def newest_params(run: Run, workdir: str | Path):
     one, where the run has another config, and for several replicas that never meet, which are as many models.
     """
     check_run(run, Path(workdir))
-    if run.config.replicas > 1 and not run.program.rounds:
+    if run.config.replicas > 1 and not run.program.outer_loop:
         raise InputError(f"replicas={run.config.replicas}: the checkpoint holds as many models; must be 1")
     state, _ = load(Path(workdir), run.program.abstract_state())
     return jax.tree.map(lambda x: x[0], run.program.params(state))
