@@ -38,6 +38,7 @@ def rounds(shape: dict, dtype: str, changes: dict):
     from jax.sharding import NamedSharding, PartitionSpec
 
     from jaxlab import parallel
+    from jaxlab.optim.fragments import Event
     from jaxlab.train.plan import Batch
     from jaxlab.train.program import program
 
@@ -49,16 +50,16 @@ def rounds(shape: dict, dtype: str, changes: dict):
     shaped = [t.reshape(whole) for t in batches(shape, extra=1)]
     put = [jax.device_put(t, made.batch_sharding) for t in shaped]
     hypers, one, lr = jax.device_put(
-        ({"lr": np.float32([1e-3]), "decay": np.float32([1e-4])}, np.int32([1, 1]), np.float32(0.6)), everywhere
+        ({"lr": np.float32([1e-3]), "weight_decay": np.float32([1e-4])}, np.int32([1, 1]), np.float32(0.6)), everywhere
     )
     state = made.init(np.uint32(0))
 
     def round_():
         nonlocal state
         for i in range(H):
-            state, _ = made.step(state, (put[i % len(put)], hypers, one))
-        if made.rounds:
-            state, _ = made.meet(state, ("sync", 0), lr)
+            state, _ = made.inner_steps(state, put[i % len(put)], hypers, one)
+        if made.outer_loop:
+            state, _ = made.outer_step(state, Event("sync", 0), lr)
         jax.block_until_ready(state)
 
     return round_

@@ -155,7 +155,7 @@ class Measurements:
         made = program(config, parallel.mesh(1, 1, 1), config.model.vocab_size)
         whole = made.shape(Batch(config.batch.tokens, config.batch.context))
         compiled = made.compiling(whole).result()
-        hypers, counts = {"lr": np.float32([1e-3]), "decay": np.float32([1e-4])}, np.int32([1, 1])
+        hypers, counts = {"lr": np.float32([1e-3]), "weight_decay": np.float32([1e-4])}, np.int32([1, 1])
 
         def trained():
             state, draw = made.init(np.uint32(0)), np.random.default_rng(0)

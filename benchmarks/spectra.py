@@ -39,13 +39,13 @@ def run_of(shape: dict, dtype: str, taps: str):
     put = [jax.device_put(b.reshape(whole), made.batch_sharding) for b in batches(shape, extra=1)]
     measured = jax.device_put(batches(shape, extra=1)[0][None], everywhere)
     hypers, one = jax.device_put(
-        ({"lr": np.float32([1e-3]), "decay": np.float32([1e-4])}, np.int32([1, 1])), everywhere
+        ({"lr": np.float32([1e-3]), "weight_decay": np.float32([1e-4])}, np.int32([1, 1])), everywhere
     )
     state, count = made.init(np.uint32(0)), 0
 
     def step():
         nonlocal state, count
-        state, metrics = made.step(state, (put[count % len(put)], hypers, one))
+        state, metrics = made.inner_steps(state, put[count % len(put)], hypers, one)
         count += 1
         jax.block_until_ready((state, metrics))
 

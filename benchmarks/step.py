@@ -78,7 +78,7 @@ def steps_of(config):
     put = [jax.device_put(b.reshape(whole), made.batch_sharding) for b in batches(of, extra=1)]
     everywhere = NamedSharding(made.mesh, PartitionSpec())
     hypers, counts = jax.device_put(
-        ({"lr": np.float32([1e-3]), "decay": np.float32([1e-4])}, np.int32([1, whole[2]])), everywhere
+        ({"lr": np.float32([1e-3]), "weight_decay": np.float32([1e-4])}, np.int32([1, whole[2]])), everywhere
     )
     began = time.perf_counter()
     compiled = made.compiling(whole).result()

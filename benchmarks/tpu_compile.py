@@ -19,6 +19,7 @@ from jaxlab import parallel
 from jaxlab.config import check, default
 from jaxlab.cost import flops
 from jaxlab.model import families
+from jaxlab.optim.fragments import Event
 from jaxlab.train.plan import Batch
 from jaxlab.train.program import program
 
@@ -56,10 +57,10 @@ def main() -> None:
     began = time.monotonic()
     compiled = made.compiling(made.shape(Batch(args.batch_tokens, args.context))).result()
     report(made, compiled, time.monotonic() - began)
-    if made.rounds:
+    if made.outer_loop:
         began = time.monotonic()
         lr = jax.ShapeDtypeStruct((), "float32")
-        compiled = made.meet.lower(made.abstract_state(), ("sync", 0), lr).compile()
+        compiled = made.outer_step.lower(made.abstract_state(), Event("sync", 0), lr).compile()
         print("\nthe outer step:")
         report(made, compiled, time.monotonic() - began)
 

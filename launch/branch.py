@@ -62,7 +62,7 @@ def main(words: list[str], console: Console) -> int:
     for (tokens, k), config in configs.items():
         folder = workdir / "branches" / f"{tokens}-x{k}"
         say(console, f"\n{folder}: {config.batch.tokens:,} tokens a step")
-        found = loss(run, workdir, config, tokens, folder, console)
+        found = loss(run, workdir, config, tokens, folder=folder, console=console)
         if found is None:
             return 0
         measured[tokens][k] = found

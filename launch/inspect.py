@@ -77,7 +77,7 @@ def layers(rows: list[dict], tap: str, metric: str) -> np.ndarray:
 
 def table(rows: list[dict], widths: list[int]) -> Table:
     """A row a layer: what enters the down projections at the last measurement."""
-    from jaxlab.train.spectra import collapsed
+    from jaxlab.spectral.collapse import collapsed
 
     found, lost = Table("layer", "D", *COLUMNS), collapsed(rows[-1])
     for i, width in enumerate(widths):

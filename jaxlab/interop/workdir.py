@@ -11,8 +11,8 @@ from jaxlab.interop.hugging_face import TRAINING
 from jaxlab.train.build import Run, build
 from jaxlab.train.checkpoint import complete, load
 from jaxlab.train.claim import begin, check_run, claim, record
+from jaxlab.train.outer_loop import regrouped
 from jaxlab.train.program import Program, program
-from jaxlab.train.rounds import regrouped
 from jaxlab.train.state import Clock, State
 
 
@@ -34,7 +34,7 @@ def newest_params(run: Run, workdir: str | Path):
     one, where the run has another config, and for several replicas that never meet, which are as many models.
     """
     check_run(run, Path(workdir))
-    if run.config.replicas > 1 and not run.program.rounds:
+    if run.config.replicas > 1 and not run.program.outer_loop:
         raise InputError(f"replicas={run.config.replicas}: the checkpoint holds as many models; must be 1")
     state, _ = load(Path(workdir), run.program.abstract_state())
     return jax.tree.map(lambda x: x[0], run.program.params(state))
@@ -98,19 +98,19 @@ def _adopted(ours: Program, theirs: Program, state: State, source: Path) -> Stat
     if layout(mine.opt_state) != layout(other.opt_state):
         raise InputError(f"optim: must be the optimiser of {source}, whose state the run goes on with")
     same_outer = layout(mine.outer) == layout(other.outer)
-    if ours.rounds and theirs.rounds and not same_outer:
+    if ours.outer_loop and theirs.outer_loop and not same_outer:
         raise InputError(f"diloco: fragments, overlap, mix and eager must be those of {source}, with its outer state")
     if state.replicas == ours.config.replicas and same_outer:
         return jax.device_put(state, ours.shardings)
-    if theirs.config.replicas > 1 and not theirs.rounds:
+    if theirs.config.replicas > 1 and not theirs.outer_loop:
         raise InputError(f"replicas={ours.config.replicas}: must be {state.replicas}, as many models as in {source}")
 
     def joined(state):
         params = theirs.params(state)
         alike = regrouped(state._replace(outer=None), params, ours.config.replicas)
-        if same_outer or not ours.rounds:
+        if same_outer or not ours.outer_loop:
             return alike._replace(outer=state.outer if same_outer else None)
-        return alike._replace(outer=ours.rounds.init(jax.tree.map(lambda x: x[0], params)))
+        return alike._replace(outer=ours.outer_loop.init(jax.tree.map(lambda x: x[0], params)))
 
     return jax.jit(joined, out_shardings=ours.shardings)(state)
 

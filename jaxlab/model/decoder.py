@@ -1,6 +1,7 @@
 """The decoder: embedding, blocks over stacked parameters, final norm, head."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 
 import jax
@@ -15,6 +16,7 @@ from jaxlab.model.families import layers
 from jaxlab.model.linear import dot, initializer
 from jaxlab.model.moe import mixture
 from jaxlab.model.norm import Norm
+from jaxlab.optim.sphere import unit_norm
 
 
 def _products(primitive, *shapes, **params) -> bool:
@@ -69,9 +71,9 @@ class Decoder(nn.Module):
             self.final_norm = Norm(c)
 
     @property
-    def unit_axis(self) -> Callable[[tuple], int | None] | None:
-        """The axis along which a parameter, by its path, must have norm 1 (`ngpt.unit_axis`); None if none must."""
-        return ngpt.unit_axis if self.c.parametrisation == "ngpt" else None
+    def project(self) -> Callable | None:
+        """parameters -> the nearest ones that the model allows, for nGPT matrices of unit norm; None: all are."""
+        return partial(unit_norm, axis=ngpt.unit_axis) if self.c.parametrisation == "ngpt" else None
 
     def __call__(self, tokens):
         """tokens [b, L] int32 -> logits [b, L, V] float32."""

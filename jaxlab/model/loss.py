@@ -1,9 +1,11 @@
 """Cross-entropy from hidden states, a chunk of positions at a time: the logits never exist all at once."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import lax
 
 
@@ -90,3 +92,22 @@ def _over_chunks(body, carry, hidden, targets, chunk):
     )
     carry, ys = lax.scan(body, carry, xs)
     return carry, None if ys is None else ys.swapaxes(0, 1).reshape(b, length, d)
+
+
+def objective(model: nn.Module, chunk: int) -> Callable:
+    """loss_fn(params, tokens [b, L+1]) -> (objective summed over tokens, sums): next-token prediction, and of
+    experts the mean load-balancing loss of the layers. Negative ids are padding: never a target, and the embedding of
+    id 0 as an input."""
+
+    def loss_fn(params, tokens):
+        inputs, targets = jnp.maximum(tokens[:, :-1], 0), tokens[:, 1:]
+        (hidden, head), sown = model.apply(
+            {"params": params}, inputs, targets >= 0, method="features", mutable=["losses"]
+        )
+        total, sums = cross_entropy(hidden, head, targets, chunk=chunk, z_loss=model.c.z_loss)
+        if sown:  # by experts
+            sums["balance"] = sums["tokens"] * jnp.mean(jnp.concatenate(jax.tree.leaves(sown)))
+            total += model.c.balance_loss * sums["balance"]
+        return total, sums
+
+    return loss_fn

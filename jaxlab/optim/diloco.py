@@ -153,6 +153,22 @@ def diagnostics(params: Any, replicas: Any) -> dict[str, jax.Array]:
     return {"delta_norm": norms, "cosine": products / (scale[:, None] * scale)}
 
 
+def agreement(deltas, others) -> dict[str, jax.Array]:
+    """{"delta_norm", "cosine"}, scalars, of changes Delta_m [M, ...]: their root mean square over replicas, and the
+    mean product of two replicas' changes over the mean square of one.
+
+    others: the sum over m' != m of Delta_m' / M, which follows from the average: only numbers cross the replica axis.
+    With one replica, or None: no cosine.
+    """
+    leaves = jax.tree.leaves(deltas)
+    m = leaves[0].shape[0]
+    square = sum(jnp.sum(d * d) for d in leaves) / m
+    if m == 1 or others is None:
+        return {"delta_norm": jnp.sqrt(square)}
+    product = sum(jnp.sum(d * o) for d, o in zip(leaves, jax.tree.leaves(others), strict=True)) / (m - 1)
+    return {"delta_norm": jnp.sqrt(square), "cosine": product / jnp.where(square == 0, 1, square)}
+
+
 def _times(share: jax.Array, deltas: jax.Array) -> jax.Array:
     """share_m deltas_m; nothing of a replica whose share is 0 gets through, NaN neither."""
     share = share.reshape(-1, *[1] * (deltas.ndim - 1))

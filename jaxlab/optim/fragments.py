@@ -8,12 +8,20 @@ places along it, or False for none. All others are True or False, whole.
 import re
 from collections import defaultdict
 from functools import cache
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 SPLITS = ("strided", "sequential", "balanced")
+
+
+class Event(NamedTuple):
+    """What happens to a fragment after an inner step: its outer gradient is sent; one that was sent is received and
+    applied; or both at once, sync."""
+
+    kind: Literal["send", "receive", "sync"]
+    fragment: int
 
 
 def fragments(params: Any, count: int, how: str = "strided", stacked: str = "blocks") -> list[Any]:
@@ -83,8 +91,8 @@ def due(step: int, sync_every: int, count: int) -> list[int]:
     return [p for p in range(count) if step >= sync_every and step % sync_every == p * sync_every // count]
 
 
-def events(step: int, *, sync_every: int, fragments: int, overlap: int = 0, last: bool = False) -> list[tuple]:
-    """What happens after inner step `step` (from 1), in order: ("sync" | "send" | "receive", fragment) pairs.
+def events(step: int, *, sync_every: int, fragments: int, overlap: int = 0, last: bool = False) -> list[Event]:
+    """What happens after inner step `step` (from 1), in order.
 
     A fragment that is due is synchronised at once or, with `overlap` = tau > 0, sent, and received tau steps later;
     what arrives precedes what leaves. After the `last` step everything under way is received, in the order it was
@@ -97,9 +105,9 @@ def events(step: int, *, sync_every: int, fragments: int, overlap: int = 0, last
     if not 0 <= overlap < sync_every:
         raise ValueError(f"overlap={overlap}: must be 0 or more steps, and below sync_every={sync_every}")
     sent = range(max(step - overlap, sync_every), step if last else step - overlap + 1) if overlap else ()
-    arriving = [("receive", p) for s in sent for p in due(s, sync_every, fragments)]
+    arriving = [Event("receive", p) for s in sent for p in due(s, sync_every, fragments)]
     leaving = range(fragments) if last else due(step, sync_every, fragments)
-    return arriving + [("send" if overlap and not last else "sync", p) for p in leaving]
+    return arriving + [Event("send" if overlap and not last else "sync", p) for p in leaving]
 
 
 def _layers(own: np.ndarray) -> slice | np.ndarray:
@@ -122,10 +130,15 @@ def _sizes(params: Any, stacked: str) -> tuple[dict, dict]:
     return dict(sorted(layers.items())), others
 
 
-def _first_layer(path, stacked: str) -> int | None:
-    """The layer that a stack begins with, which its name says; None for a leaf that is in no stack."""
-    match = re.fullmatch(rf"{stacked}(?:_(\d+))?", path[0].key)
+def first_layer(name: str, stacked: str = "blocks") -> int | None:
+    """The first layer of a stack of layers, by the stack's name: 0 for `blocks`, 3 for `blocks_3`. None for a name
+    that is not a stack's."""
+    match = re.fullmatch(rf"{stacked}(?:_(\d+))?", name)
     return int(match[1] or 0) if match else None
+
+
+def _first_layer(path, stacked: str) -> int | None:
+    return first_layer(str(getattr(path[0], "key", "")), stacked)
 
 
 def _balanced(sizes: dict, count: int) -> dict:

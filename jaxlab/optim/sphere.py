@@ -19,11 +19,13 @@ def unit_norm(params: Any, axis: Callable[[tuple], int | None]) -> Any:
     return jax.tree_util.tree_map_with_path(normalised, params)
 
 
-def projected(project: Callable[[Any], Any]) -> optax.GradientTransformation:
-    """For the end of a chain: makes of updates u those that lead to project(params + u)."""
+def projected(transformation: optax.GradientTransformation, project: Callable[[Any], Any] | None):
+    """The transformation with updates u that lead to project(params + u) instead; as it is where project is None."""
+    if project is None:
+        return transformation
 
     def update(updates, state, params):
         moved = project(optax.apply_updates(params, updates))
         return jax.tree.map(jnp.subtract, moved, params), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.chain(transformation, optax.GradientTransformation(lambda params: optax.EmptyState(), update))

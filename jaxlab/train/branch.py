@@ -38,7 +38,7 @@ def branch(run: Run, tokens: int, times: int, window: int) -> ConfigDict:
     return c
 
 
-def loss(run: Run, workdir: Path, config: ConfigDict, tokens: int, folder: Path, console: Console) -> float | None:
+def loss(run: Run, workdir: Path, config: ConfigDict, tokens: int, *, folder: Path, console: Console) -> float | None:
     """Held-out loss, nats/token, of the branch with `config` from the checkpoint at `tokens` of `run` in workdir, a run
     of its own in `folder`: inf if it diverged, None if it was told to stop."""
     one = build(config)

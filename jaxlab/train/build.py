@@ -17,15 +17,13 @@ from jaxlab import parallel
 from jaxlab.config import InputError, check, check_context
 from jaxlab.data.order import Sequences, Validation
 from jaxlab.data.store import TokenStore, load_tokenizer, open_store
-from jaxlab.evaluate.choice import score_tasks
 from jaxlab.evaluate.loss import evaluate
 from jaxlab.evaluate.tasks import Item, read_tasks
 from jaxlab.model.families import parameters
 from jaxlab.optim.batch_growth import RULES, from_text, rounded, size_at, sizes
-from jaxlab.optim.schedules import schedule
-from jaxlab.train.plan import Batch, Call, calls
+from jaxlab.optim.schedules import Times, schedule, times
+from jaxlab.train.plan import Batch, Block, Shape, blocks
 from jaxlab.train.program import Program, program
-from jaxlab.train.spectra import Times, times
 from jaxlab.train.state import Clock, State
 
 
@@ -42,49 +40,49 @@ class Run:
     tasks: dict[str, list[Item]]
     spectra_times: Times
 
-    def calls(self, clock: Clock) -> Iterator[Call]:
-        """The compiled calls that are left from `clock` to the end of the run."""
+    def blocks(self, clock: Clock) -> Iterator[Block]:
+        """The blocks from `clock` to the end of the run."""
         c, e = self.config, self.config.evaluate
-        return calls(
+        return blocks(
             clock,
             total_tokens=c.tokens,
             batch_at=partial(size_at, self.batches),
             hypers=hypers(c, self.batches[0].tokens),
-            steps_per_call=c.compute.steps_per_call,
+            most_steps=c.compute.steps_per_call,
             stops=(e.every_tokens, e.tasks_every_tokens, c.checkpoint.every_tokens, self.spectra_times.every),
             changes=(*self.program.later, *self.spectra_times.points),
-            **({"events": self.program.rounds.events} if self.program.rounds else {}),
+            **({"events": self.program.outer_loop.events} if self.program.outer_loop else {}),
         )
 
-    def arguments(self, call: Call) -> tuple:
-        """Device arrays (batches, hypers, counts) of a call. Each process reads only its devices' parts of a batch."""
-        *shape, _ = self.program.shape(call.batch)
-        n, _, k, *_ = shape
-        order = self._order(call.batch.context)
-        positions = order.position(call.start.tokens) + np.arange(math.prod(shape)).reshape(shape)
-        end, unused = order.position(call.end.tokens), self._shape(call.batch)[2] - k
+    def arrays(self, block: Block) -> tuple:
+        """Device arrays (batches, hypers, counts) of a block. Each process reads only its devices' parts of a batch."""
+        shape, compiled = self.program.shape(block.batch), self.compiled_shape(block.batch)
+        order = self.order(block.batch.context)
+        positions = np.arange(math.prod(shape[:-1])).reshape(shape[:-1]) + order.position(block.start.tokens)
+        end, unused = order.position(block.end.tokens), compiled.micro_batches - shape.micro_batches
         positions = np.pad(positions, ((0, 0), (0, 0), (0, unused), (0, 0)), constant_values=end)
         batches = self._sequences(order, positions, end, self.program.batch_sharding)
-        padded = {name: np.float32(v + [0.0] * (n - len(v))) for name, v in call.hypers.items()}
+        padded = {name: np.float32(v + [0.0] * (shape.steps - len(v))) for name, v in block.hypers.items()}
         put = partial(parallel.replicated, self.program.mesh)
-        return batches, *jax.tree.map(put, (padded, np.int32([call.count, k])))
+        return batches, *jax.tree.map(put, (padded, np.int32([block.count, shape.micro_batches])))
 
-    def _shape(self, batch: Batch) -> tuple[int, ...]:
-        """(n, M, k, b, L+1) of what is compiled for a batch: for all that are micro-batches of one size it is the same,
-        k of the largest."""
-        n, replicas, _, *micro = self.program.shape(batch)
-        return n, replicas, self._most[tuple(micro)], *micro
+    def compiled_shape(self, batch: Batch) -> Shape:
+        """What is compiled for a batch. All batches of micro-batches of one size share a program, that of the largest:
+        it is told how many of the micro-batches there are."""
+        shape = self.program.shape(batch)
+        return shape._replace(micro_batches=self._most[shape.sequences, shape.tokens])
 
     @cached_property
     def _most(self) -> dict[tuple[int, int], int]:
-        """{(b, L+1): k of the largest batch}."""
+        """{(sequences, tokens) of micro-batches: how many the largest batch has}."""
         most = {}
-        for _, _, k, *micro in map(self.program.shape, self.batches.values()):
-            most[tuple(micro)] = max(k, most.get(tuple(micro), 0))
+        for shape in map(self.program.shape, self.batches.values()):
+            micro = shape.sequences, shape.tokens
+            most[micro] = max(shape.micro_batches, most.get(micro, 0))
         return most
 
     @cached_property
-    def _order(self) -> Callable[[int], Sequences]:
+    def order(self) -> Callable[[int], Sequences]:
         """order(context): the training sequences of a length. Another length is another order, in which training goes
         on after as many tokens."""
         return cache(lambda context: replace(self.train, context=context))
@@ -102,29 +100,21 @@ class Run:
 
         return parallel.global_array((*positions.shape, length), sharding, read)
 
-    def step(self, state: State, call: Call, arguments: tuple) -> tuple[State, dict]:
-        """The call's inner steps, and what is due after them: metrics [n], and scalars of the end of the call. What is
-        compiled next is compiled meanwhile."""
-        state, metrics = self.program.at(call.start.tokens).step(state, arguments)
-        changes = [at for at in {*self.program.later, *self.batches} if call.start.tokens < at < self.config.tokens]
-        if changes:
-            self._compiling(min(changes))
-        for event in call.events:
-            state, found = self.program.meet(state, event, self._outer_lr)
-            metrics |= found
-        sent = sum(self.program.rounds.sent_bytes(event) for event in call.events)
-        return state, metrics | ({"sent_bytes": sent} if sent else {})
-
     def compiled(self, tokens: int):
         """The compiled inner steps of a step that starts at `tokens`, with their memory analysis."""
         return self._compiling(tokens).result()
 
+    def compile_ahead(self, tokens: int) -> None:
+        """Starts to compile what the first step after `tokens` with another program needs, on a thread of its own."""
+        if changes := [at for at in {*self.program.later, *self.batches} if tokens < at < self.config.tokens]:
+            self._compiling(min(changes))
+
     def _compiling(self, tokens: int) -> Future:
-        program = self.program.at(tokens)
-        return program.compiling(self._shape(size_at(self.batches, tokens)))
+        return self.program.at(tokens).compiling(self.compiled_shape(size_at(self.batches, tokens)))
 
     @cached_property
-    def _outer_lr(self) -> jax.Array:
+    def outer_lr(self) -> jax.Array:
+        """The outer learning rate, on the devices."""
         return parallel.replicated(self.program.mesh, np.float32(self.config.diloco.outer_lr))
 
     def evaluate(self, state: State, tokens: int | None = None) -> dict:
@@ -145,7 +135,7 @@ class Run:
     @property
     def _sequences_a_batch(self) -> int:
         """Of what is evaluated at once: as many as in the first micro-batch."""
-        return self.program.shape(self.batches[0])[3]
+        return self.program.shape(self.batches[0]).sequences
 
     @cached_property
     def _tokenizer(self):
@@ -161,22 +151,18 @@ class Run:
         choose = self._at(tokens).chooser(fitting)
         return choose(self.program.params(state), items, self._tokenizer)
 
-    def scores(self, state: State, tokens: int | None = None) -> dict:
-        """{"TASK/SCORE": value} on the run's tasks; tokens as for `evaluate`."""
-        return score_tasks(partial(self.choose, state, tokens=tokens), self.tasks)
-
     def spectra(self, state: State, clock: Clock) -> tuple[dict, dict]:
         """{"TAP/METRIC/LAYER": value} and {"TAP/LAYER": eigenvalues [D], descending} of the state's parameters on the
         training tokens that come next (train.spectra), in micro-batches and in the arithmetic of training there."""
         s, batch = self.config.spectra, size_at(self.batches, clock.tokens)
-        order, b = self._order(batch.context), self.program.shape(batch)[3]
+        order, b = self.order(batch.context), self.program.shape(batch).sequences
         first, count = order.position(clock.tokens), order.position(s.tokens or batch.tokens)
         positions = first + np.arange(-(-count // b) * b).reshape(-1, b)
         axes = parallel.batch_axes(self.config.replicas)[1]
         sharding = NamedSharding(self.program.mesh, PartitionSpec(None, axes, None))
         tokens = self._sequences(order, positions, first + count, sharding)
-        values, found = jax.device_get(self._at(clock.tokens).probe(self.program.params(state), tokens, s.taps))
-        return {name: value.item() for name, value in values.items()}, found
+        values, eigenvalues = jax.device_get(self._at(clock.tokens).probe(self.program.params(state), tokens, s.taps))
+        return {name: value.item() for name, value in values.items()}, eigenvalues
 
 
 def build(config: ConfigDict, compiled: Program | None = None) -> Run:
@@ -205,14 +191,14 @@ def build(config: ConfigDict, compiled: Program | None = None) -> Run:
 
 
 def hypers(config: ConfigDict, first: int) -> Callable[[float, int], dict[str, float]]:
-    """(tokens, batch tokens) -> {"lr", "decay"} of a step centred there; decay is the share by which weights shrink in
-    the step. first: batch tokens at the start of the run."""
+    """(tokens, batch tokens) -> {"lr", "weight_decay"} of a step centred there; weight_decay is the fraction by which
+    weights shrink in the step. first: batch tokens at the start of the run."""
     fraction, o = _fraction(config), config.optim
 
     def at(tokens, batch):
         lr = config.schedule.peak_lr * fraction(tokens) * RULES[config.batch.lr_rule](batch, first)
         share = {"independent": 1.0, "coupled": lr, "timescale": lr * batch / first}[o.decay]
-        return {"lr": lr, "decay": o.weight_decay * share}
+        return {"lr": lr, "weight_decay": o.weight_decay * share}
 
     return at
 
@@ -237,7 +223,7 @@ def batches(config: ConfigDict, mesh: Mesh) -> dict[int, Batch]:
     b, replicas = config.batch, config.replicas
     share = mesh.shape["data"] * (1 if replicas > 1 else mesh.shape["replica"])
     wanted, contexts = stages(config), _named(b, "context_growth", lambda: sizes(b.context_growth or b.context))
-    found, size, context = {}, 0, 0
+    planned, size, context = {}, 0, 0
     for start in sorted({*wanted, *contexts}):
         size, context = wanted.get(start, size), contexts.get(start, context)
         check_context(config, context, "batch.context_growth" if b.context_growth else "batch.context")
@@ -247,18 +233,18 @@ def batches(config: ConfigDict, mesh: Mesh) -> dict[int, Batch]:
                 f"batch.micro_tokens={micro}: must be whole sequences of {context} on each of the {share} devices of "
                 f"the mesh's batch axes"
             )
-        found[start] = Batch(rounded({start: size}, replicas * micro)[start], context)
-    if not b.growth and found[0].tokens != b.tokens:
+        planned[start] = Batch(rounded({start: size}, replicas * micro)[start], context)
+    if not b.growth and planned[0].tokens != b.tokens:
         raise InputError(
             f"batch.tokens={b.tokens}: must be a multiple of {replicas} replicas x {share} devices of the mesh's batch "
             f"axes x batch.context={b.context}"
         )
-    if found[0].tokens > config.tokens:
-        raise InputError(f"tokens={config.tokens}: less than the first batch, {found[0].tokens}")
-    n, largest = config.compute.steps_per_call, max(size for size, _ in found.values())
+    if planned[0].tokens > config.tokens:
+        raise InputError(f"tokens={config.tokens}: less than the first batch, {planned[0].tokens}")
+    n, largest = config.compute.steps_per_call, max(size for size, _ in planned.values())
     if n > (most := (2**31 - 1) // largest):
         raise InputError(f"compute.steps_per_call={n}: must be at most {most} with batches of {largest} tokens")
-    return found
+    return planned
 
 
 def stages(config: ConfigDict) -> dict[int, int]:

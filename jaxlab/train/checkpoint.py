@@ -73,14 +73,14 @@ class Checkpoints:
         damaged = {}
         for tokens in reversed(listed(self.folder)):
             try:
-                found = _read(self._manager, tokens, abstract, possible)
+                restored = _read(self._manager, tokens, abstract, possible)
             except Exception as error:  # whatever a broken file makes the reader raise
                 damaged[tokens] = first_line(error)
                 continue
             for newer, why in damaged.items():
                 aside = self._set_aside(newer)
                 report(f"checkpoint {newer} is damaged ({why}): set aside as {aside}, using {tokens}")
-            return found
+            return restored
         if damaged:
             reasons = "; ".join(f"{tokens}: {reason}" for tokens, reason in damaged.items())
             raise InputError(

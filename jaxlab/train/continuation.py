@@ -61,11 +61,11 @@ def common(one: Run, other: Run, start: Clock) -> Clock:
 
 def _plan(run: Run, start: Clock) -> Iterator[tuple]:
     """(clock after it, batch, hyper-parameters, what follows it) of every step."""
-    for call in run.calls(start):
-        for i in range(call.count):
-            clock = Clock(call.start.tokens + (i + 1) * call.batch.tokens, call.start.steps + i + 1)
-            values = {name: h[i] for name, h in call.hypers.items()}
-            yield clock, call.batch, values, call.events if clock == call.end else ()
+    for block in run.blocks(start):
+        for i in range(block.count):
+            clock = Clock(block.start.tokens + (i + 1) * block.batch.tokens, block.start.steps + i + 1)
+            values = {name: h[i] for name, h in block.hypers.items()}
+            yield clock, block.batch, values, block.events if clock == block.end else ()
 
 
 def _put_aside(workdir: Path, tokens: int, checkpoints: list[int]) -> None:

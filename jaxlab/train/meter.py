@@ -11,43 +11,43 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxlab.cost import flops
-from jaxlab.train.plan import Call
+from jaxlab.train.plan import Block
 
-SMOOTHED_CALLS = 20
+SMOOTHED_BLOCKS = 20
 
 
 class Meter:
-    """Times the calls of the compiled steps by the moments at which their results arrive.
+    """Times blocks by the moments at which their results arrive.
 
     flops_per_token(context): of training. peak: FLOP/s of all devices, None where unknown.
     """
 
     def __init__(self, flops_per_token: Callable[[int], float], peak: float | None):
         self._flops, self._peak = flops_per_token, peak
-        self._recent = deque(maxlen=SMOOTHED_CALLS)  # (tokens, seconds, data_seconds, flops) of a call
+        self._recent = deque(maxlen=SMOOTHED_BLOCKS)  # (tokens, seconds, data_seconds, flops) of a block
         self.restart()
 
     def restart(self) -> None:
         """Leaves out the time since the last result: what an evaluation or a checkpoint took is no training time."""
         self._last = time.perf_counter()
 
-    def read(self, call: Call, data_seconds: float) -> dict[str, float]:
-        """Seconds a step, those of them spent waiting for data, tokens a second and utilisation, of a call whose
+    def read(self, block: Block, data_seconds: float) -> dict[str, float]:
+        """Seconds a step, those of them spent waiting for data, tokens a second and utilisation, of a block whose
         results have just arrived."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
-        tokens = call.end.tokens - call.start.tokens
-        flops = tokens * self._flops(call.batch.context)
+        tokens = block.end.tokens - block.start.tokens
+        flops = tokens * self._flops(block.batch.context)
         self._recent.append((tokens, seconds, data_seconds, flops))
         values = {
-            "seconds": round(seconds / call.count, 6),
-            "data_seconds": round(data_seconds / call.count, 6),
+            "seconds": round(seconds / block.count, 6),
+            "data_seconds": round(data_seconds / block.count, 6),
             "tokens_per_second": round(tokens / seconds, 1),
         }
         return values | ({"utilisation": round(flops / seconds / self._peak, 4)} if self._peak else {})
 
     def status(self, tokens_left: int) -> str:
-        """Speed over the last calls, and the training time that is left at that speed."""
+        """Speed over the last blocks, and the training time that is left at that speed."""
         tokens, seconds, data_seconds, flops = map(sum, zip(*self._recent, strict=True))
         rate = tokens / seconds
         text = f"{rate:,.0f} tokens/s"

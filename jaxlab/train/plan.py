@@ -1,9 +1,10 @@
 """Which steps a run takes: batch size and hyper-parameters as functions of tokens, on the host, in exact integers."""
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from jaxlab.optim.fragments import Event
+from jaxlab.optim.schedules import crossed, reached
 from jaxlab.train.state import Clock
 
 
@@ -14,38 +15,49 @@ class Batch(NamedTuple):
     context: int
 
 
-class Call(NamedTuple):
-    """One call of the compiled steps: `count` steps on batches of one size, the hyper-parameters of each, and what is
-    to happen to the state after the last of them."""
+class Shape(NamedTuple):
+    """Of the tokens of a block, an array with these axes: steps, replicas, micro-batches of a step and replica,
+    sequences of a micro-batch, and the tokens of a sequence, context + 1."""
+
+    steps: int
+    replicas: int
+    micro_batches: int
+    sequences: int
+    tokens: int
+
+
+class Block(NamedTuple):
+    """Steps on batches of one size, taken by one call of the compiled program: `count` of them, the hyper-parameters
+    of each, and the events of the outer loop after the last of them."""
 
     start: Clock
     end: Clock
     batch: Batch
     hypers: dict[str, list[float]]
-    events: tuple = ()
+    events: tuple[Event, ...] = ()
 
     @property
     def count(self) -> int:
         return self.end.steps - self.start.steps
 
 
-def calls(
+def blocks(
     clock: Clock,
     *,
     total_tokens: int,
     batch_at: Callable[[int], Batch],
     hypers: Callable[[float, int], dict[str, float]],
-    steps_per_call: int = 1,
+    most_steps: int = 1,
     stops: tuple[int, ...] = (),
     changes: tuple[int, ...] = (),
-    events: Callable[[int, bool], tuple] = lambda step, last: (),
-) -> Iterator[Call]:
-    """The calls from `clock` to the last whole step within total_tokens.
+    events: Callable[[int, bool], tuple[Event, ...]] = lambda step, last: (),
+) -> Iterator[Block]:
+    """The blocks from `clock` to the last whole step within total_tokens.
 
-    batch_at(tokens): the batch of a step that starts there; a call has batches of one size. hypers(tokens, batch
-    tokens) is asked at the middle of each step. stops: intervals in tokens; a call never runs past a multiple
-    of one of them without ending at the first step that reaches it, nor past one of `changes`. events(step, last): what
-    is due after that step, counted from 1; a call ends where something is. last: no step follows.
+    batch_at(tokens): the batch of a step that starts there. hypers(tokens, batch tokens) is evaluated at the middle of
+    each step. A block has at most `most_steps` steps. It ends at the first step that reaches a multiple of one of
+    `stops`, in tokens, or one of the tokens `changes`, and at a step with events of the outer loop: events(step, last),
+    steps counted from 1; last: no step follows.
     """
 
     changes = sorted(changes)
@@ -56,22 +68,12 @@ def calls(
     while fits(clock.tokens):
         batch = batch_at(clock.tokens)
         count, tokens, due = 0, clock.tokens, ()
-        while count < steps_per_call and batch_at(tokens) == batch and fits(tokens):
+        while count < most_steps and batch_at(tokens) == batch and fits(tokens):
             before, count, tokens = tokens, count + 1, tokens + batch.tokens
             due = events(clock.steps + count, not fits(tokens))
             if due or any(crossed(before, tokens, n) for n in stops) or reached(before, tokens, changes):
                 break
         values = [hypers(clock.tokens + (i + 0.5) * batch.tokens, batch.tokens) for i in range(count)]
         end = Clock(tokens, clock.steps + count)
-        yield Call(clock, end, batch, {name: [v[name] for v in values] for name in values[0]}, due)
+        yield Block(clock, end, batch, {name: [v[name] for v in values] for name in values[0]}, due)
         clock = end
-
-
-def crossed(before: int, after: int, every: int) -> bool:
-    """Whether a multiple of `every` tokens lies in (before, after]; never if every is 0."""
-    return every > 0 and after // every > before // every
-
-
-def reached(before: int, after: int, points: Sequence[int]) -> bool:
-    """Whether one of `points`, in order, lies in (before, after]."""
-    return bisect_right(points, before) < bisect_right(points, after)

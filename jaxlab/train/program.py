@@ -9,7 +9,6 @@ from functools import cache, cached_property, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -19,13 +18,13 @@ from jaxlab.evaluate.choice import chooser
 from jaxlab.evaluate.loss import evaluator
 from jaxlab.model import attention, linear, moe
 from jaxlab.model.decoder import Decoder
-from jaxlab.model.loss import cross_entropy
+from jaxlab.model.loss import objective
 from jaxlab.optim.inner import adamw
-from jaxlab.optim.sphere import projected, unit_norm
+from jaxlab.optim.sphere import projected
 from jaxlab.quant import dot as quant
 from jaxlab.quant.recipes import OPERANDS, Recipe, recipe, stages
-from jaxlab.train.plan import Batch
-from jaxlab.train.rounds import Rounds, regrouped
+from jaxlab.train.outer_loop import OuterLoop, regrouped
+from jaxlab.train.plan import Batch, Shape
 from jaxlab.train.spectra import prober
 from jaxlab.train.state import State
 from jaxlab.train.step import inner_steps
@@ -52,21 +51,21 @@ class Program:
     loss_fn: Callable  # (params, tokens [b, L+1]) -> (objective, sums)
     shardings: State  # NamedSharding of every leaf of the state
     start: Callable  # parameters of one model -> State, jitted
-    inner_steps: Callable  # (State, batches, hypers, counts) -> (State, metrics [n, M]), jitted, State donated
+    jitted_steps: Callable  # (State without outer, batches, hypers, counts) -> (State, metrics [n, M]), State donated
     probe: Callable  # spectra.prober's, jitted
-    rounds: Rounds | None  # where replicas meet between inner steps; None: nowhere
+    outer_loop: OuterLoop | None  # None: replicas are never synchronised
     later: dict[int, "Program"]  # {tokens: program from then on}: the same state, in other arithmetic
 
-    def shape(self, batch: Batch) -> tuple[int, int, int, int, int]:
-        """(n, M, k, b, L+1) of a call: n steps, M replicas, k micro-batches of b sequences each a step and replica."""
-        sequences = batch.tokens // batch.context // self.config.replicas
-        per_micro = self.config.batch.micro_tokens // batch.context or sequences
-        n, replicas = self.config.compute.steps_per_call, self.config.replicas
-        return n, replicas, sequences // per_micro, per_micro, batch.context + 1
+    def shape(self, batch: Batch) -> Shape:
+        """The shape of a block of steps on such batches."""
+        c = self.config
+        sequences = batch.tokens // batch.context // c.replicas
+        per_micro = c.batch.micro_tokens // batch.context or sequences
+        return Shape(c.compute.steps_per_call, c.replicas, sequences // per_micro, per_micro, batch.context + 1)
 
     @cached_property
     def batch_sharding(self) -> NamedSharding:
-        """Of the batches of a call, [n, M, k, b, L+1]."""
+        """Of the batches of a block."""
         replica, batch = parallel.batch_axes(self.config.replicas)
         return NamedSharding(self.mesh, PartitionSpec(None, replica, None, batch, None))
 
@@ -92,44 +91,45 @@ class Program:
         return cache(lambda shape: thread.submit(self._compile, shape))
 
     def _compile(self, shape):
-        n, everywhere = shape[0], NamedSharding(self.mesh, PartitionSpec())
-        batches = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self.batch_sharding)
-        hyper = jax.ShapeDtypeStruct((n,), jnp.float32, sharding=everywhere)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        batches = jax.ShapeDtypeStruct(tuple(shape), jnp.int32, sharding=self.batch_sharding)
+        hyper = jax.ShapeDtypeStruct(shape[:1], jnp.float32, sharding=everywhere)
         counts = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=everywhere)
         inner = self.abstract_state()._replace(outer=None)
-        return self.inner_steps.lower(inner, batches, {"lr": hyper, "decay": hyper}, counts).compile()
+        return self.jitted_steps.lower(inner, batches, {"lr": hyper, "weight_decay": hyper}, counts).compile()
+
+    def inner_steps(self, state: State, batches, hypers, counts) -> tuple[State, dict]:
+        """The optimiser steps of a block on every replica (`step.inner_steps`), by the program compiled for batches of
+        this shape; the state is overwritten. Metrics [n, M] of every step and replica, which this process can read."""
+        steps = self.compiling(batches.shape).result()
+        inner, metrics = steps(state._replace(outer=None), batches, hypers, counts)
+        if jax.process_count() > 1:  # replicas may be on devices of other processes
+            metrics = self._gathered(metrics)
+        return inner._replace(outer=state.outer), metrics
 
     @cached_property
-    def _average(self):
-        return jax.jit(
-            lambda metrics: jax.tree.map(lambda m: m.mean(axis=1), metrics),
-            out_shardings=NamedSharding(self.mesh, PartitionSpec()),
-        )
-
-    def step(self, state: State, arguments: tuple) -> tuple[State, dict]:
-        """The compiled inner steps, and their metrics [n] of the average replica, which every process can read."""
-        compiled = self.compiling(arguments[0].shape).result()
-        inner, metrics = compiled(state._replace(outer=None), *arguments)
-        return inner._replace(outer=state.outer), self._average(metrics)
+    def _gathered(self) -> Callable:
+        """Behind the steps at once: dispatched later, when metrics are fetched, it would wait for the next block."""
+        return jax.jit(lambda metrics: metrics, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
 
     @cached_property
-    def meet(self):
-        """The compiled `Rounds.apply`: (State, event, lr) -> (State, metrics); one program an event, State donated."""
+    def outer_step(self) -> Callable:
+        """(State, event, lr) -> (State, metrics): `OuterLoop.step`, compiled for each event; State donated."""
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        return jax.jit(
-            self.rounds.apply, static_argnums=1, donate_argnums=0, out_shardings=(self.shardings, everywhere)
-        )
+        shardings = self.shardings, everywhere
+        return jax.jit(self.outer_loop.step, static_argnums=1, donate_argnums=0, out_shardings=shardings)
 
     @cached_property
     def _global_params(self):
-        return jax.jit(self.rounds.params, out_shardings=parallel.unreplicated(self.shardings.params))
+        return jax.jit(self.outer_loop.params, out_shardings=parallel.unreplicated(self.shardings.params))
 
     def params(self, state: State):
-        """The parameters to evaluate: those that replicas have in common, [1, ...], or those of each, [M, ...]."""
-        return self._global_params(state) if self.rounds else state.params
+        """The parameters to evaluate and to export: the global ones, [1, ...]; without an outer loop those of every
+        replica, [M, ...]."""
+        return self._global_params(state) if self.outer_loop else state.params
 
     def regroup(self, state: State) -> State:
-        """A state of any number of replicas as one of this program's (rounds.regrouped)."""
+        """A state of any number of replicas as one of this program's (outer_loop.regrouped)."""
         replicas = self.config.replicas
         return jax.jit(regrouped, static_argnums=2, out_shardings=self.shardings)(state, self.params(state), replicas)
 
@@ -172,13 +172,13 @@ def _program(config: ConfigDict, mesh: Mesh, vocab_size: int, rule: Recipe, late
             f"model.num_experts={c.num_experts}: must be 0 with quant, which casts linears but not experts"
         )
     optimiser = adamw(**{k: config.optim[k] for k in ("b1", "b2", "eps", "clip", "decay_mask")})
-    project = projection(model)
-    if project:
-        optimiser = optax.chain(optimiser, projected(project))
+    optimiser = projected(optimiser, model.project)
     loss_fn = objective(model, config.compute.loss_chunk)
     params = jax.eval_shape(partial(initial_params, model), np.uint32(0))
-    rounds = Rounds(config.diloco, params, config.replicas, mesh, project) if config.diloco.sync_every else None
-    start = initial_state(optimiser, replicas=config.replicas, rounds=rounds)
+    outer_loop = None
+    if config.diloco.sync_every:
+        outer_loop = OuterLoop(config.diloco, params, replicas=config.replicas, mesh=mesh, project=model.project)
+    start = initial_state(optimiser, replicas=config.replicas, outer_loop=outer_loop)
     shardings = _shardings(jax.eval_shape(start, params), mesh, config)
     one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
     steps = inner_steps(loss_fn, optimiser, spmd_axis_name=axes[0], one_by_one=one_cpu and config.replicas > 1)
@@ -190,9 +190,9 @@ def _program(config: ConfigDict, mesh: Mesh, vocab_size: int, rule: Recipe, late
         loss_fn=loss_fn,
         shardings=shardings,
         start=jax.jit(start, out_shardings=shardings),
-        inner_steps=jax.jit(steps, donate_argnums=0, out_shardings=(shardings._replace(outer=None), per_replica)),
+        jitted_steps=jax.jit(steps, donate_argnums=0, out_shardings=(shardings._replace(outer=None), per_replica)),
         probe=jax.jit(prober(make(None), mesh, axes[1]), static_argnums=2, out_shardings=everywhere),
-        rounds=rounds,
+        outer_loop=outer_loop,
         later=later,
     )
 
@@ -265,43 +265,18 @@ def decoder(c: FrozenConfigDict, compute: ConfigDict, mesh: Mesh, axes, dot: Cal
     )
 
 
-def objective(model: Decoder, chunk: int) -> Callable:
-    """loss_fn(params, tokens [b, L+1]) -> (objective summed over tokens, sums): next-token prediction, and of
-    experts the mean load-balancing loss of the layers. Negative ids are padding: never a target, and the embedding of
-    id 0 as an input."""
-
-    def loss_fn(params, tokens):
-        inputs, targets = jnp.maximum(tokens[:, :-1], 0), tokens[:, 1:]
-        (hidden, head), sown = model.apply(
-            {"params": params}, inputs, targets >= 0, method="features", mutable=["losses"]
-        )
-        total, sums = cross_entropy(hidden, head, targets, chunk=chunk, z_loss=model.c.z_loss)
-        if sown:  # by experts
-            sums["balance"] = sums["tokens"] * jnp.mean(jnp.concatenate(jax.tree.leaves(sown)))
-            total += model.c.balance_loss * sums["balance"]
-        return total, sums
-
-    return loss_fn
-
-
-def projection(model: Decoder) -> Callable | None:
-    """parameters -> those that the model allows, where it does not allow all: its matrices of unit norm."""
-    return partial(unit_norm, axis=model.unit_axis) if model.unit_axis else None
-
-
 def initial_params(model: Decoder, seed):
     """Parameters of one model. They do not depend on how its layers are run: here as is traced fastest."""
     params = Decoder(model.c, scan=True).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
-    project = projection(model)
-    return project(params) if project else params
+    return model.project(params) if model.project else params
 
 
-def initial_state(optimiser, *, replicas: int, rounds: Rounds | None = None) -> Callable:
+def initial_state(optimiser, *, replicas: int, outer_loop: OuterLoop | None = None) -> Callable:
     """start(params) -> State; all replicas start from the same parameters."""
 
     def start(params):
         inner = State(params, optimiser.init(params))
         inner = jax.tree.map(lambda x: jnp.broadcast_to(x, (replicas, *x.shape)), inner)
-        return inner._replace(outer=rounds.init(params) if rounds else None)
+        return inner._replace(outer=outer_loop.init(params) if outer_loop else None)
 
     return start

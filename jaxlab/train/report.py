@@ -33,8 +33,8 @@ def header(run: Run, peak: float | None, peak_source: str) -> list[str]:
     }
     if cast := precision(run):
         lines["precision"] = cast
-    if run.program.rounds:
-        lines["rounds"] = run.program.rounds.describe(steps, c.diloco.outer_lr)
+    if run.program.outer_loop:
+        lines["rounds"] = run.program.outer_loop.describe(steps, c.diloco.outer_lr)
     return [f"{name:10s}{text}" for name, text in lines.items()]
 
 
@@ -43,8 +43,9 @@ def batches(run: Run) -> str:
     wanted, starts, texts = stages(run.config), list(run.batches), []
     for start in starts if len(starts) <= 20 else starts[:10] + starts[-10:]:
         size = run.batches[start]
-        _, replicas, k, b, _ = run.program.shape(size)
-        text = f"{size.tokens:,} tokens: {replicas} replicas x {k} micro-batches x {b} sequences of {size.context}"
+        shape = run.program.shape(size)
+        text = f"{size.tokens:,} tokens: {shape.replicas} replicas x {shape.micro_batches} micro-batches x "
+        text += f"{shape.sequences} sequences of {size.context}"
         asked = size_at(wanted, start)
         text += f" ({asked:,} wanted)" if asked != size.tokens else ""
         texts.append(f"from {start:,} tokens {text}" if len(starts) > 1 else text)

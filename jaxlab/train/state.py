@@ -9,7 +9,7 @@ from jax import lax
 
 class State(NamedTuple):
     """Every leaf of params and opt_state has a leading replica axis M. Data-parallel training is M = 1 without `outer`,
-    which is what replicas have in common (train.rounds)."""
+    what replicas have in common (train.outer_loop)."""
 
     params: Any
     opt_state: Any

@@ -19,8 +19,9 @@ def inner_steps(
 
     loss_fn(params, tokens [b, L+1]) -> (objective summed over tokens, sums with at least "nll" and "tokens").
     batches [n, M, k, b, L+1] int32: n steps, M replicas, k micro-batches of b sequences.
-    hypers {"lr", "decay"}: float32 [n]. counts, int32 [2], traced: how many of the n steps are taken, and how many
-    of the k micro-batches there are: a remainder and a smaller batch run the same program.
+    hypers {"lr", "weight_decay"}: float32 [n]; weights shrink by the latter. counts, int32 [2], traced: how many of the
+    n steps are taken, and how many of the k micro-batches there are: a remainder and a smaller batch run the same
+    program.
     metrics: float32 [n, M] each; entries of steps not taken are zero.
     With micro-batches they hold unbiased "signal" and "noise" of the gradient before clipping, whose averages' ratio is
     the noise scale in tokens (optim.noise_scale).
@@ -33,22 +34,21 @@ def inner_steps(
 
     def gradients(params, batch, k):
         if one_by_one:
-            return lax.map(lambda replica: accumulate(loss_fn, *replica, k), (params, batch))
-        return each(partial(accumulate, loss_fn), in_axes=(0, 0, None))(params, batch, k)
+            return lax.map(lambda replica: gradient_sums(loss_fn, *replica, k), (params, batch))
+        return each(partial(gradient_sums, loss_fn), in_axes=(0, 0, None))(params, batch, k)
 
     def update(params, opt_state, grads, sums, hypers):
         tokens = jnp.maximum(sums["tokens"], 1)  # a batch of padding alone has no gradient, not NaN
         grads = jax.tree.map(lambda g: g / tokens, grads)
-        updates, opt_state = optimiser.update(grads, opt_state, params, **hypers)
+        rates = {"lr": hypers["lr"], "decay": hypers["weight_decay"]}
+        updates, opt_state = optimiser.update(grads, opt_state, params, **rates)
         metrics = {
             "loss": sums["nll"] / tokens,
             **{name: sums[name] / tokens for name in ("z", "balance") if name in sums},
             "grad_norm": optax.tree.norm(grads),
         }
         if "square" in sums:
-            large = metrics["grad_norm"] ** 2
-            found = pair(sums["square"] / tokens, large, tokens / jnp.maximum(sums["filled"], 2), tokens)
-            metrics |= jax.tree.map(lambda x: jnp.where(sums["filled"] > 1, x, 0), found)._asdict()  # one tells nothing
+            metrics |= _signal_and_noise(sums, metrics["grad_norm"], tokens)
         return optax.apply_updates(params, updates), opt_state, metrics
 
     def one(state, batch, hypers, k):
@@ -74,9 +74,17 @@ def inner_steps(
     return steps
 
 
-def accumulate(loss_fn: Callable, params, batch, count):
+def _signal_and_noise(sums: dict, norm, tokens) -> dict:
+    """Of the gradient of one step, from the sums of `gradient_sums`; 0 where only one micro-batch has tokens."""
+    estimate = pair(sums["square"] / tokens, norm**2, tokens / jnp.maximum(sums["filled"], 2), tokens)
+    return jax.tree.map(lambda x: jnp.where(sums["filled"] > 1, x, 0), estimate)._asdict()
+
+
+def gradient_sums(loss_fn: Callable, params, batch, count):
     """Gradient of the summed objective and the sums, over the first `count` micro-batches of [k, b, L+1]: weighted by
-    tokens by construction, since sums are divided by all tokens only once. float32 accumulators exist only if k > 1.
+    tokens by construction, since sums are divided by all tokens only once. float32 accumulators exist only if k > 1,
+    and only within the step (`optim.batch_growth.accumulate` keeps them in the state of an optax optimiser instead,
+    for pipelines that update it at every micro-batch).
 
     With k > 1 the sums have "square", the squared norms of the micro-batches' mean gradients weighted by their tokens,
     and "filled", how many have tokens at all."""

@@ -12,7 +12,7 @@ from jaxlab.config import default
 from jaxlab.cost import flops
 from jaxlab.model.decoder import Decoder
 from jaxlab.model.families import ARCHITECTURES
-from jaxlab.train.program import objective
+from jaxlab.model.loss import objective
 
 BATCH, CONTEXT = 8, 256
 SHAPE = {

@@ -19,7 +19,7 @@ from jaxlab.interop.workdir import go_on_from, newest_params, recorded_config, s
 from jaxlab.train import claim, loop
 from jaxlab.train.build import build
 from jaxlab.train.checkpoint import Checkpoints
-from jaxlab.train.loop import read
+from jaxlab.train.log import read
 from jaxlab.train.state import Clock
 from tests import tiny
 from tests.interop.conftest import LLAMA, SHORT, train

@@ -19,9 +19,9 @@ from jaxlab.evaluate.tasks import Item
 from jaxlab.files import read_record
 from jaxlab.train import loop
 from jaxlab.train.build import build
+from jaxlab.train.callbacks import _say_scores
 from jaxlab.train.checkpoint import load, state_key
 from jaxlab.train.claim import check_run
-from jaxlab.train.probes import _say_scores
 from tests import tiny
 from tests.evaluate.test_loss import held_out
 

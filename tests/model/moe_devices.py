@@ -36,17 +36,19 @@ def measure(mesh: tuple, compute: dict) -> dict:
     config.compute.update(compute)
     made = program(config, parallel.mesh(*mesh), MODEL["vocab_size"])
     everywhere = NamedSharding(made.mesh, PartitionSpec())
-    hypers, one = jax.device_put(({"lr": np.float32([1e-2]), "decay": np.float32([0])}, np.int32([1, 1])), everywhere)
+    hypers, one = jax.device_put(
+        ({"lr": np.float32([1e-2]), "weight_decay": np.float32([0])}, np.int32([1, 1])), everywhere
+    )
     draw, shape = np.random.default_rng(0), (1, REPLICAS, SEQUENCES // 4 // REPLICAS, 4, CONTEXT + 1)
     tokens = draw.zipf(1.5, shape).astype(np.int32) % MODEL["vocab_size"]
     state, rows = made.init(0), []
     for _ in range(STEPS):  # of the same batch
-        state, metrics = made.step(state, (jax.device_put(tokens, made.batch_sharding), hypers, one))
+        state, metrics = made.inner_steps(state, jax.device_put(tokens, made.batch_sharding), hypers, one)
         rows.append(jax.device_get(metrics))
     experts = state.params["blocks"]["experts"]
     return {
-        "losses": [float(row["loss"][0]) for row in rows],
-        "balance": [float(row["balance"][0]) for row in rows],
+        "losses": [float(row["loss"][0].mean()) for row in rows],
+        "balance": [float(row["balance"][0].mean()) for row in rows],
         "shards": {name: leaf["kernel"].addressable_shards[0].data.shape for name, leaf in experts.items()},
     }
 

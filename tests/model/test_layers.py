@@ -13,7 +13,7 @@ import pytest
 from jax.ad_checkpoint import checkpoint_name, print_saved_residuals
 
 from jaxlab.model.decoder import REMAT, Decoder
-from jaxlab.train.program import objective
+from jaxlab.model.loss import objective
 from tests.model import reference
 
 TOKENS = np.random.default_rng(1).integers(0, 29, (2, 2, 13)).astype(np.int32)  # two replicas

@@ -16,7 +16,8 @@ from jaxlab.cost import flops
 from jaxlab.model import moe
 from jaxlab.model.decoder import Decoder
 from jaxlab.model.families import ARCHITECTURES, model, parameters
-from jaxlab.train.program import objective, program
+from jaxlab.model.loss import objective
+from jaxlab.train.program import program
 from tests import tiny
 from tests.model import reference
 

@@ -6,7 +6,7 @@ import pytest
 
 from jaxlab.model.decoder import Decoder
 from jaxlab.model.families import ARCHITECTURES
-from jaxlab.train.program import objective
+from jaxlab.model.loss import objective
 from tests.model import reference
 
 FAMILIES = {

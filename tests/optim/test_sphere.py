@@ -37,7 +37,7 @@ def test_steps_of_any_optimiser_end_on_the_sphere():
     """Three steps of SGD, each followed by the projection; the momentum is that of the updates before it. The parts of
     a model that a fragment lacks are None."""
     grads = [jax.tree.map(lambda p: RNG.normal(size=p.shape), PARAMS) for _ in range(3)]
-    optimiser = optax.chain(optax.sgd(0.3, momentum=0.9), projected(project))
+    optimiser = projected(optax.sgd(0.3, momentum=0.9), project)
     params = jax.tree.map(np.float32, in_float64(PARAMS)) | {"elsewhere": None}
     state, wanted, trace = optimiser.init(params), in_float64(PARAMS), jax.tree.map(np.zeros_like, PARAMS)
     for g in grads:

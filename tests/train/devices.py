@@ -12,9 +12,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlab import parallel
+from jaxlab.optim.fragments import Event
 from jaxlab.train.build import build
 from jaxlab.train.state import Clock
 from tests import tiny
+from tests.train.steps import losses_and_end
 
 # Sizes that occur nowhere else in the shapes, so that a dimension of 40 (or 40 x 24 tokens) in the compiled program
 # is the batch, whole; also not as a part of the batch times heads, since 12, 6 or 3 heads undo no cut by 2, 4 or 8.
@@ -54,12 +56,9 @@ def measure(name: str, data: dict, replicas: int, mesh: tuple, fsdp: bool) -> di
     config.mesh.replica, config.mesh.data, config.mesh.tensor = mesh
     run = build(config)
     text, memory = run.compiled(0).as_text(), run.compiled(0).memory_analysis()
-    state, losses = run.program.init(0), []
-    for call in run.calls(Clock()):
-        state, metrics = run.step(state, call, run.arguments(call))
-        losses.append(float(np.mean(jax.device_get(metrics["loss"]))))
+    losses, state, _ = losses_and_end(run)
     return {
-        "losses": losses,
+        "losses": losses.mean(axis=1).tolist(),
         "argument_bytes": memory.argument_size_in_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
         "state_bytes": sum(x.nbytes for x in jax.tree.leaves(state)),
@@ -81,13 +80,9 @@ def everything(data: dict, mesh: tuple) -> dict:
     config = tiny.config(data | SHAPE | EVERYTHING)
     config.mesh.replica, config.mesh.data, config.mesh.tensor = mesh
     run = build(config)
-    state, losses, clock = run.program.init(0), [], Clock()
-    for call in run.calls(clock):
-        state, metrics = run.step(state, call, run.arguments(call))
-        losses.append(float(np.mean(jax.device_get(metrics["loss"]))))
-        clock = call.end
+    losses, state, clock = losses_and_end(run)
     values, _ = run.spectra(state, clock)
-    return {"losses": losses, "ranks": [v for name, v in values.items() if "hard_rank/" in name]}
+    return {"losses": losses.mean(axis=1).tolist(), "ranks": [v for name, v in values.items() if "hard_rank/" in name]}
 
 
 def spectra(run) -> dict:
@@ -105,10 +100,10 @@ def spectra(run) -> dict:
 
 def meeting(program) -> dict | None:
     """Collectives of the compiled outer step, and the bytes of float32 parameters on a device."""
-    if not program.rounds:
+    if not program.outer_loop:
         return None
     lr = jax.ShapeDtypeStruct((), np.float32)
-    text = program.meet.lower(program.abstract_state(), ("sync", 0), lr).compile().as_text()
+    text = program.outer_step.lower(program.abstract_state(), Event("sync", 0), lr).compile().as_text()
     held = [x.sharding.shard_shape(x.shape)[1:] for x in jax.tree.leaves(program.abstract_state().params)]
     return {
         "collectives": collectives(text),

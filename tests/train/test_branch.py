@@ -34,11 +34,13 @@ def parent(data, tmp_path_factory):
 def test_a_branch_is_the_run_that_grows_there(parent, data, tmp_path, times, growth):
     """With the learning rate times sqrt 2. Bit for bit: the same tokens, the same parts of a batch."""
     run, workdir = parent
-    found = loss(run, workdir, branch(run, 4_096, times, 4_096), 4_096, tmp_path / "branch", QUIET)
+    found = loss(run, workdir, branch(run, 4_096, times, 4_096), 4_096, folder=tmp_path / "branch", console=QUIET)
     grown = build(tiny.config(data, **CONSTANT, batch__growth=growth, batch__lr_rule="sqrt" if growth else "kept"))
     assert found == loop.train(grown, tmp_path / "grown", QUIET)["loss"]
     assert tiny.fingerprint(tmp_path / "branch") == tiny.fingerprint(tmp_path / "grown")
-    assert loss(run, workdir, branch(run, 4_096, times, 4_096), 4_096, tmp_path / "branch", QUIET) == found
+    assert (
+        loss(run, workdir, branch(run, 4_096, times, 4_096), 4_096, folder=tmp_path / "branch", console=QUIET) == found
+    )
 
 
 def test_the_rate_is_that_of_the_schedule_there(data):
@@ -64,7 +66,7 @@ def test_cut_off_in_its_first_save_a_branch_starts_from_the_checkpoint(parent, t
     """Orbax's folder of a save that is under way is no checkpoint."""
     run, workdir = parent
     config = branch(run, 4_096, 2, 1_024)
-    whole = loss(run, workdir, config, 4_096, tmp_path / "whole", QUIET)
+    whole = loss(run, workdir, config, 4_096, folder=tmp_path / "whole", console=QUIET)
     (tmp_path / "branch" / "checkpoints" / "4096.orbax-checkpoint-tmp").mkdir(parents=True)
     recorded = read_record(tmp_path / "whole" / "config.json")
     origin = {key: recorded.pop(key) for key in ("branch_of", "began")}
@@ -72,7 +74,7 @@ def test_cut_off_in_its_first_save_a_branch_starts_from_the_checkpoint(parent, t
     write_record(tmp_path / "branch" / "config.json", recorded | {"awaits": origin})
     with pytest.raises(InputError, match="are not there yet"):
         loop.train(build(config), tmp_path / "branch", QUIET)
-    assert loss(run, workdir, config, 4_096, tmp_path / "branch", QUIET) == whole
+    assert loss(run, workdir, config, 4_096, folder=tmp_path / "branch", console=QUIET) == whole
     assert tiny.fingerprint(tmp_path / "branch") == tiny.fingerprint(tmp_path / "whole")
     assert tiny.rows(tmp_path / "branch") == tiny.rows(tmp_path / "whole")
 

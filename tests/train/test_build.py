@@ -70,9 +70,9 @@ def test_rates_by_hand():
     c.batch.lr_rule = "sqrt"
     c.optim.update(weight_decay=0.2, decay="coupled")
     at = hypers(c, first=100)
-    assert at(500, 100) == pytest.approx({"lr": 0.25, "decay": 0.05})
-    assert at(5_000, 400) == pytest.approx({"lr": 0.5 * 0.55 * 2, "decay": 0.2 * 0.55})
-    assert at(9_000, 100) == pytest.approx({"lr": 0.05, "decay": 0.01})
+    assert at(500, 100) == pytest.approx({"lr": 0.25, "weight_decay": 0.05})
+    assert at(5_000, 400) == pytest.approx({"lr": 0.5 * 0.55 * 2, "weight_decay": 0.2 * 0.55})
+    assert at(9_000, 100) == pytest.approx({"lr": 0.05, "weight_decay": 0.01})
 
 
 def test_what_a_compiled_step_needs():

@@ -121,7 +121,7 @@ def test_with_other_replicas_all_go_on_from_the_global_parameters(data, tmp_path
     common = jax.tree.map(lambda x: np.array(x[0]), before.program.params(old))
     for replica in range(run.config.replicas):
         jax.tree.map(np.testing.assert_array_equal, common, jax.tree.map(lambda x: x[replica], state.params))  # noqa: B023
-    if run.program.rounds:
+    if run.program.outer_loop:
         jax.tree.map(np.testing.assert_array_equal, common, jax.tree.map(lambda x: x[0], run.program.params(state)))
     wanted = jax.tree.map(lambda x: np.asarray(x, np.float64).mean(0), old.opt_state)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), jax.tree.map(lambda x: x[-1], state.opt_state), wanted)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from jaxlab.config import InputError
-from jaxlab.train import loop, report
+from jaxlab.train import loop, report, session
 from jaxlab.train.build import batches, build, hypers
 from jaxlab.train.state import Clock
 from tests import tiny
@@ -24,8 +24,8 @@ GROWING = {
 def read(run):
     """Every training sequence of a run, in order."""
     found = []
-    for call in run.calls(Clock()):
-        rows = np.asarray(run.arguments(call)[0]).reshape(-1, call.batch.context + 1)
+    for block in run.blocks(Clock()):
+        rows = np.asarray(run.arrays(block)[0]).reshape(-1, block.batch.context + 1)
         found.extend(tuple(row) for row in rows if row[0] >= 0)
     return found
 
@@ -45,9 +45,9 @@ def test_a_growing_batch_sees_what_a_fixed_one_sees(growing, data):
 
 def test_sizes_are_rounded_to_micro_batches_and_change_where_a_step_starts(growing):
     steps = [
-        (call.start.tokens + i * call.batch.tokens, call.batch.tokens)
-        for call in growing.calls(Clock())
-        for i in range(call.count)
+        (block.start.tokens + i * block.batch.tokens, block.batch.tokens)
+        for block in growing.blocks(Clock())
+        for i in range(block.count)
     ]
     small, middle, large = (
         ((start, 512) for start in range(0, 2048, 512)),
@@ -83,7 +83,7 @@ def test_growth_is_trained_killed_and_resumed_bit_for_bit(growing, tmp_path, mon
             pass
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "stop_on_signal", Stopping)
+        patch.setattr(session, "stop_on_signal", Stopping)
         for _ in range(8):
             if loop.train(growing, tmp_path / "cut", Console(quiet=True)):
                 break
@@ -97,7 +97,7 @@ def test_every_size_is_compiled_once_and_ahead(data, micro, programs):
     """And where sizes are micro-batches of one size, all at once."""
     changes = {"batch__growth": "0:512 1024:1024 2048:512 3072:1024", "batch__micro_tokens": micro}
     run = build(tiny.config(data, **GROWING | changes))
-    state, compiled = run.program.init(np.uint32(0)), []
+    compiled = []
     original = type(run.program)._compile
 
     def compile_(self, shape):
@@ -105,8 +105,7 @@ def test_every_size_is_compiled_once_and_ahead(data, micro, programs):
         return original(self, shape)
 
     object.__setattr__(run.program, "_compile", compile_.__get__(run.program))
-    for call in run.calls(Clock()):
-        state, _ = run.step(state, call, run.arguments(call))
+    for _ in loop.trained(run, run.program.init(np.uint32(0)), Clock()):
         until = time.monotonic() + 10
         while (
             len(compiled) < len(programs) and time.monotonic() < until
@@ -118,18 +117,18 @@ def test_every_size_is_compiled_once_and_ahead(data, micro, programs):
 def test_longer_sequences_go_on_where_shorter_ones_were(data):
     changes = {"model__context": 96, "batch__context_growth": "0:64 2048:96", "batch__growth": "0:512 2048:768"}
     run = build(tiny.config(data, **GROWING | changes | {"batch__micro_tokens": 0, "compute__steps_per_call": 1}))
-    calls = list(run.calls(Clock()))
-    assert [(c.start.tokens, *c.batch) for c in calls[3:6]] == [(1536, 512, 64), (2048, 768, 96), (2816, 768, 96)]
-    tokens, order = np.asarray(run.arguments(calls[4])[0])[0, 0, 0], run._order(96)
+    blocks = list(run.blocks(Clock()))
+    assert [(b.start.tokens, *b.batch) for b in blocks[3:6]] == [(1536, 512, 64), (2048, 768, 96), (2816, 768, 96)]
+    tokens, order = np.asarray(run.arrays(blocks[4])[0])[0, 0, 0], run.order(96)
     np.testing.assert_array_equal(tokens, order.read(np.arange(22, 30)))  # 2048 / 96 = 21.3
-    np.testing.assert_array_equal(np.asarray(run.arguments(calls[5])[0])[0, 0, 0], order.read(np.arange(30, 38)))
+    np.testing.assert_array_equal(np.asarray(run.arrays(blocks[5])[0])[0, 0, 0], order.read(np.arange(30, 38)))
 
 
 @pytest.mark.parametrize(("rule", "factors"), [("kept", (1, 1)), ("sqrt", (2**0.5, 2)), ("linear", (2, 4))])
 def test_what_becomes_of_the_rate(data, rule, factors):
     keys = {"batch__growth": "0:512 2Ki:1Ki 4Ki:2Ki", "batch__lr_rule": rule, "schedule__warmup_tokens": 0}
     config = tiny.config(data, **GROWING | keys, schedule__name="constant", schedule__peak_lr=0.5)
-    rates = {call.start.tokens: call.hypers["lr"][0] for call in build(config).calls(Clock())}
+    rates = {block.start.tokens: block.hypers["lr"][0] for block in build(config).blocks(Clock())}
     assert (rates[0], rates[2_048], rates[4_096]) == pytest.approx((0.5, 0.5 * factors[0], 0.5 * factors[1]))
 
 
@@ -137,14 +136,16 @@ def test_a_run_of_any_length_is_described_at_once(growing, data):
     """Of 10^14 tokens in 195 thousand million steps, and of 10,000 sizes."""
     run = planned(growing, data, batch__growth="", tokens=10**14)
     assert f"{10**14 // 512 * 512:,} tokens in {10**14 // 512:,} steps" in "".join(report.header(run, None, ""))
-    assert next(run.calls(Clock(512 * 10**11, 10**11))).start.steps == 10**11
+    assert next(run.blocks(Clock(512 * 10**11, 10**11))).start.steps == 10**11
     run = planned(growing, data, batch__growth="curve:1,0.2,0.3 every 10B", tokens=10**14)
     assert len(run.batches) == 10_000
     text = "".join(report.header(run, None, ""))
     assert text.count("sequences of 64") == 20
     assert "; ... 9,980 more ...; from 99,900,000,000,000 tokens" in text
-    assert run._shape(run.batches[0])[2] == max(batch.tokens for batch in run.batches.values()) // 256
-    assert next(run.calls(Clock())).batch == run.batches[0]
+    assert (
+        run.compiled_shape(run.batches[0]).micro_batches == max(batch.tokens for batch in run.batches.values()) // 256
+    )
+    assert next(run.blocks(Clock())).batch == run.batches[0]
 
 
 def planned(growing, data, **changes):
@@ -171,9 +172,9 @@ def test_seesaw(growing, data):
     """LR / sqrt(B) is the base schedule's in every step; B has doubled where that has halved."""
     run = planned(growing, data, batch__growth="seesaw:2", batch__lr_rule="sqrt", tokens=32_768)
     s, grown = run.config.schedule, []
-    for call in run.calls(Clock()):
-        for i, lr in enumerate(call.hypers["lr"]):
-            tokens, size = call.start.tokens + i * call.batch.tokens, call.batch.tokens
+    for block in run.blocks(Clock()):
+        for i, lr in enumerate(block.hypers["lr"]):
+            tokens, size = block.start.tokens + i * block.batch.tokens, block.batch.tokens
             done = [max(0, (t - 2_048) / (32_768 - 2_048)) for t in (tokens, tokens + size / 2)]
             at, middle = (0.05 + 0.95 * (1 + math.cos(math.pi * x)) / 2 for x in done)
             warm = min(1, (tokens + size / 2) / 2_048)
@@ -188,7 +189,7 @@ def test_a_decay_that_keeps_its_time_scale(data):
     keys = {"optim__weight_decay": 0.1, "schedule__name": "constant", "schedule__peak_lr": 0.5}
     for decay, shares in (("independent", (0.1, 0.1)), ("coupled", (0.05, 0.05)), ("timescale", (0.05, 0.1))):
         at = hypers(tiny.config(data, **keys, optim__decay=decay), first=512)
-        assert [at(4_096, batch)["decay"] for batch in (512, 1_024)] == pytest.approx(shares)
+        assert [at(4_096, batch)["weight_decay"] for batch in (512, 1_024)] == pytest.approx(shares)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import io
 import struct
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
@@ -12,6 +13,7 @@ from jaxlab.config import InputError
 from jaxlab.train import log as log_module
 from jaxlab.train import report
 from jaxlab.train.log import Log, read
+from jaxlab.train.session import over_replicas
 
 
 def open_log(workdir, start=0, console=None):
@@ -146,6 +148,13 @@ def test_the_smoothed_curve_does_not_lag():
     inner = slice(20, -20)
     assert np.abs(report.smoothed(noisy) - line)[inner].mean() < 0.3 * np.abs(noisy - line)[inner].mean()
     assert report.smoothed(np.array([3.0])) == [3.0]
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4, 7, 8, 16, 33])
+def test_the_mean_over_replicas_has_the_bits_of_the_devices(replicas):
+    """Rows do not depend on where metrics are averaged."""
+    values = np.random.default_rng(replicas).normal(5, 2, (30, replicas)).astype(np.float32)
+    np.testing.assert_array_equal(over_replicas(values), jax.jit(lambda x: x.mean(axis=1))(values))
 
 
 def test_figure_is_a_png(tmp_path):

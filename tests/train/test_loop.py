@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -17,11 +18,11 @@ from rich.console import Console
 from jaxlab.config import InputError
 from jaxlab.files import read_record, write_record
 from jaxlab.interop.workdir import recorded_config
-from jaxlab.train import claim, loop
+from jaxlab.train import callbacks, claim, loop
 from jaxlab.train.build import build
 from jaxlab.train.checkpoint import Checkpoints, NonFinite
 from jaxlab.train.meter import Meter, measured_flops
-from jaxlab.train.plan import Batch, Call
+from jaxlab.train.plan import Batch, Block
 from jaxlab.train.state import Clock
 from tests import tiny
 
@@ -182,16 +183,11 @@ def test_a_metric_that_is_not_finite_stops_the_run(run, tmp_path, monkeypatch, n
     compiled.memory_analysis = original.memory_analysis
     with monkeypatch.context() as patch:
         patch.setitem(run.program.__dict__, "compiling", lambda shape: SimpleNamespace(result=lambda: compiled))
-        patch.setattr(loop.jax, "transfer_guard", lambda _: loop.closing(Nothing()))
+        patch.setattr(loop.jax, "transfer_guard", lambda _: nullcontext())
         with pytest.raises(NonFinite, match=f"{name} is nan at step 5, 2,560 tokens"):
             loop.train(run, tmp_path, Console(quiet=True))
     assert tiny.saved(tmp_path) == [1_024, 2_048]
     assert loop.train(run, tmp_path, Console(quiet=True))["steps"] == 8
-
-
-class Nothing:
-    def close(self):
-        pass
 
 
 def test_a_state_that_is_not_finite_is_not_saved_though_all_metrics_are(run, tmp_path, monkeypatch):
@@ -208,7 +204,7 @@ def test_a_state_that_is_not_finite_is_not_saved_though_all_metrics_are(run, tmp
     compiled.memory_analysis = original.memory_analysis
     with monkeypatch.context() as patch:
         patch.setitem(run.program.__dict__, "compiling", lambda shape: SimpleNamespace(result=lambda: compiled))
-        patch.setattr(loop.jax, "transfer_guard", lambda _: loop.closing(Nothing()))
+        patch.setattr(loop.jax, "transfer_guard", lambda _: nullcontext())
         with pytest.raises(NonFinite, match="params/final_norm/scale is not finite at step 4, 2,048 tokens"):
             loop.train(run, tmp_path, Console(quiet=True))
     assert tiny.saved(tmp_path) == [1_024]
@@ -227,14 +223,14 @@ def test_speed_leaves_out_pauses(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("jaxlab.train.meter.time.perf_counter", lambda: now[0])
     meter = Meter(flops_per_token=lambda context: 10 * context, peak=1e6)
-    call = Call(Clock(0, 0), Clock(1000, 2), Batch(500, 100), {})
+    block = Block(Clock(0, 0), Clock(1000, 2), Batch(500, 100), {})
     now[0] += 2
     expected = {"seconds": 1.0, "data_seconds": 0.25, "tokens_per_second": 500.0, "utilisation": 0.5}
-    assert meter.read(call, 0.5) == expected
+    assert meter.read(block, 0.5) == expected
     now[0] += 100  # an evaluation
     meter.restart()
     now[0] += 2
-    assert meter.read(call, 0.5) == expected
+    assert meter.read(block, 0.5) == expected
     assert meter.status(30_000) == "500 tokens/s  MFU 50%  25% waiting for data  0:01:00 left"
 
 
@@ -244,9 +240,9 @@ def test_measured_peak_is_that_of_a_computer():
 
 def test_a_hang_shows_the_stacks_of_all_threads():
     program = (
-        "import time\nfrom jaxlab.train import loop\nloop.HANG_SECONDS = 0.3\n"
+        "import time\nfrom jaxlab.train import session\nsession.HANG_SECONDS = 0.3\n"
         "def stuck_here(): time.sleep(1)\n"
-        "with loop._watched(): stuck_here()\ntime.sleep(0.5)\n"
+        "with session.watched(): stuck_here()\ntime.sleep(0.5)\n"
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=tiny.ROOT, capture_output=True, text=True)
     assert "Timeout (0:00:00.3" in result.stderr
@@ -256,14 +252,14 @@ def test_a_hang_shows_the_stacks_of_all_threads():
 
 def test_an_evaluation_does_not_slow_the_steps_around_it(data, tmp_path, monkeypatch):
     run = build(tiny.config(data, **FAST | {"evaluate__every_tokens": 1_024}, checkpoint__every_tokens=0))
-    original, clock, passed = loop.write_probe, time.perf_counter, [0.0]
+    original, clock, passed = callbacks._loss, time.perf_counter, [0.0]
     monkeypatch.setattr("jaxlab.train.meter.time.perf_counter", lambda: clock() + passed[0])
 
     def slowly(*args):
         passed[0] += 1e6
         return original(*args)
 
-    monkeypatch.setattr(loop, "write_probe", slowly)
+    monkeypatch.setattr(callbacks, "_loss", slowly)
     result = loop.train(run, tmp_path, Console(quiet=True))
     assert passed == [4e6]
     assert result["seconds"] < 1e6  # of 8 steps, without the evaluations

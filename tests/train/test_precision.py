@@ -1,6 +1,5 @@
 """Casts in the trainer: stages over tokens, what evaluation sees, what is refused before anything compiles."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -10,19 +9,12 @@ from jaxlab.train.program import recipes
 from jaxlab.train.report import precision
 from jaxlab.train.state import Clock
 from tests import tiny
+from tests.train.steps import losses_and_end
 
 pytestmark = pytest.mark.slow
 
 BASE = {"compute__layers": "scan", "tokens": 4_096, "compute__steps_per_call": 3}  # 8 steps of 512
 CAST = {"quant__recipe": "all", "quant__cast": "e2m1,block=16", "quant__P5": "none"}
-
-
-def losses(run):
-    state, found = run.program.init(np.uint32(0)), []
-    for call in run.calls(Clock()):
-        state, metrics = run.step(state, call, run.arguments(call))
-        found += jax.device_get(metrics["loss"])[: call.count].tolist()
-    return np.array(found), state
 
 
 def test_stages_change_the_arithmetic_where_they_say_and_nothing_else(data):
@@ -31,13 +23,13 @@ def test_stages_change_the_arithmetic_where_they_say_and_nothing_else(data):
     cast = build(tiny.config(data, **BASE, **CAST))
     staged = build(tiny.config(data, **BASE, **CAST, quant__stages="0:e2m1/2048:none"))
     plain = build(tiny.config(data, **BASE))
-    throughout, _ = losses(cast)
-    found, state = losses(staged)
-    never, _ = losses(plain)
+    throughout, *_ = losses_and_end(cast)
+    found, state, _ = losses_and_end(staged)
+    never, *_ = losses_and_end(plain)
     np.testing.assert_array_equal(found[:4], throughout[:4])
     assert (found[4:] != throughout[4:]).all()
     assert (found != never).all()
-    assert [call.start.tokens for call in staged.calls(Clock())] == [0, 1_536, 2_048, 3_584]
+    assert [block.start.tokens for block in staged.blocks(Clock())] == [0, 1_536, 2_048, 3_584]
     assert staged.evaluate(state) == plain.evaluate(state) == staged.evaluate(state, 2_048)
     assert staged.evaluate(state, 2_047) == cast.evaluate(state) != plain.evaluate(state)
     assert precision(plain) == ""

@@ -5,8 +5,10 @@ import signal
 import pytest
 from rich.console import Console
 
-from jaxlab.train import loop
+from jaxlab.train import loop, report
 from jaxlab.train.build import build
+from jaxlab.train.checkpoint import Checkpoints
+from jaxlab.train.session import Session
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("no_figure")
@@ -34,20 +36,19 @@ def straight(run, tmp_path_factory):
     return workdir
 
 
-def train(run, workdir, monkeypatch, stop_after: int | None = None, during="write_train"):
+def train(run, workdir, monkeypatch, stop_after: int | None = None, during="log_previous"):
     """Trains, and is told to stop as soon as `during` has handled step `stop_after`."""
-    original, told = getattr(loop, during), []
+    original, told = getattr(Session, during), []
 
-    def patched(*args):
-        result = original(*args)
-        last = args[2] and args[2][0].end.steps if during == "write_train" else args[3].steps
-        if stop_after and not told and last and last >= stop_after:
+    def patched(self, *args):
+        original(self, *args)
+        last = args[0].block.end.steps if during == "log_previous" else args[2].steps
+        if stop_after and not told and last >= stop_after:
             told.append(True)
             signal.raise_signal(signal.SIGTERM)
-        return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, during, patched)
+        patch.setattr(Session, during, patched)
         return loop.train(run, workdir, Console(quiet=True))
 
 
@@ -68,7 +69,7 @@ def test_any_split_gives_the_same_run(run, straight, tmp_path, monkeypatch, stop
 @pytest.mark.parametrize("step", [8, 24])
 def test_told_to_stop_during_an_evaluation(run, straight, tmp_path, monkeypatch, step):
     """It stops there and then: the evaluation is neither lost nor done twice."""
-    assert train(run, tmp_path, monkeypatch, step, during="write_probe") is None
+    assert train(run, tmp_path, monkeypatch, step, during="measure") is None
     assert tiny.saved(tmp_path)[-1] == tiny.rows(tmp_path)[-1]["tokens"] == step * 512
     train(run, tmp_path, monkeypatch)
     assert_same(tmp_path, straight)
@@ -86,7 +87,7 @@ def test_killed_around_an_event(run, straight, tmp_path, monkeypatch, event):
             raise Killed
         return original(*args)
 
-    owner, name = (loop.Checkpoints, "save") if event == "before the save" else (loop, "write_probe")
+    owner, name = (Checkpoints, "save") if event == "before the save" else (Session, "measure")
     original = getattr(owner, name)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, die)
@@ -98,7 +99,7 @@ def test_killed_around_an_event(run, straight, tmp_path, monkeypatch, event):
 
 def test_killed_between_the_last_save_and_the_result(run, straight, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(loop.report, "figure", lambda *_: 1 / 0)
+        patch.setattr(report, "figure", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             loop.train(run, tmp_path, Console(quiet=True))
     assert not (tmp_path / "result.json").exists()

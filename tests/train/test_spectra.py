@@ -4,6 +4,7 @@ import csv
 import signal
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 
 import jax
 import numpy as np
@@ -16,10 +17,13 @@ from jaxlab import parallel
 from jaxlab.config import InputError, check
 from jaxlab.model.decoder import Decoder
 from jaxlab.model.feedforward import FeedForward
-from jaxlab.train import loop, spectra
+from jaxlab.optim.schedules import Times, times
+from jaxlab.spectral.collapse import Watch, collapsed
+from jaxlab.train import loop
 from jaxlab.train.build import build
-from jaxlab.train.plan import Batch, calls
-from jaxlab.train.spectra import Times, prober, times
+from jaxlab.train.plan import Batch, blocks
+from jaxlab.train.session import Session
+from jaxlab.train.spectra import prober
 from jaxlab.train.state import Clock
 from tests import tiny
 
@@ -138,7 +142,7 @@ def test_other_bad_keys_are_refused(data):
 def test_calls_end_where_a_measurement_is_due(at):
     """By brute force over all tokens: a step after which one is due is the last of its call."""
     plan = {"total_tokens": 8_192, "batch_at": lambda _: Batch(512, 64), "hypers": lambda *_: {}}
-    ends = {c.end.tokens for c in calls(Clock(), **plan, steps_per_call=100, stops=(at.every,), changes=at.points)}
+    ends = {c.end.tokens for c in blocks(Clock(), **plan, most_steps=100, stops=(at.every,), changes=at.points)}
     moments = {*at.points, *(range(at.every, 8_193, at.every) if at.every else ())}
     due = {end for end in range(512, 8_193, 512) if moments & set(range(end - 511, end + 1))}
     assert due == {end for end in range(512, 8_193, 512) if at.due(end - 512, end)}
@@ -208,24 +212,23 @@ def test_killed_and_resumed_it_measures_the_same(run, finished, tmp_path, monkey
     class Killed(BaseException):
         pass
 
-    original = loop.write_probe
+    measure_, log_previous_ = Session.measure, Session.log_previous
 
-    def write(log, probe, state, clock):
-        if event == "before the last one" and clock.tokens == 8_192 and probe.kind == "spectra":
+    def measure(self, callback, state, clock):
+        if event == "before the last one" and clock.tokens == 8_192 and callback.kind == "spectra":
             raise Killed
-        original(log, probe, state, clock)
+        measure_(self, callback, state, clock)
         if event == "after the measurement" and clock.tokens == 2_560:
             raise Killed
 
-    def write_train(log, meter, pending):
-        if event == "after step 3" and pending and pending[0].end.steps == 3:
+    def log_previous(self, done):
+        if event == "after step 3" and done.block.end.steps == 4:
             signal.raise_signal(signal.SIGTERM)
-        return written(log, meter, pending)
+        log_previous_(self, done)
 
-    written = loop.write_train
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "write_probe", write)
-        patch.setattr(loop, "write_train", write_train)
+        patch.setattr(Session, "measure", measure)
+        patch.setattr(Session, "log_previous", log_previous)
         with suppress(Killed):
             assert loop.train(run, tmp_path, QUIET) is None
     assert not (tmp_path / "result.json").exists()
@@ -246,11 +249,8 @@ def test_spectra_may_be_asked_of_a_run_that_has_begun(run, finished, data):
 
 def test_what_is_measured_are_the_global_parameters(run):
     """On the next tokens of the run's order, whole micro-batches of which are filled up with padding."""
-    state, clock = run.program.init(0), Clock()
-    for call in list(run.calls(clock))[:4]:  # of a round's 5 steps
-        state, _ = run.step(state, call, run.arguments(call))
-        clock = call.end
-    given = []
+    *_, (state, done) = islice(loop.trained(run, run.program.init(0), Clock()), 4)  # of a round's 5 steps
+    clock, given = done.block.end, []
     program = replace(run.program, probe=lambda *arguments: given.append(arguments) or ({}, {}))
     replace(run, program=program).spectra(state, clock)
     (params, tokens, taps), common = given[0], state.outer[0].outer.params
@@ -272,11 +272,11 @@ def test_a_layer_that_collapses_is_named_once(run):
     broken = (state.outer[0]._replace(outer=state.outer[0].outer._replace(params=params)), *state.outer[1:])
     narrow, _ = run.spectra(state._replace(outer=broken), Clock())
     assert narrow["post/hard_rank/1"] == pytest.approx(1, abs=1e-3)
-    assert spectra.collapsed(sound) == set()
-    assert spectra.collapsed(narrow) == {1}
+    assert collapsed(sound) == set()
+    assert collapsed(narrow) == {1}
     at = [sound | {"tokens": 512}, *(narrow | {"tokens": n} for n in (1_024, 8_191, 8_192, 9_000))]
     at += [sound | {"tokens": 10_000}, narrow | {"tokens": 20_000}, narrow | {"tokens": 160_000}]
-    watch = spectra.Watch()
+    watch = Watch()
     told = [watch(row, before)[1:] for row, before in zip(at, [{}, *at], strict=False)]
     figures = f"hard rank 1.00, concentration {narrow['post/concentration/1']:.3f}"
     assert told[:3] == [[], [], []]
@@ -284,7 +284,7 @@ def test_a_layer_that_collapses_is_named_once(run):
     assert told[4] == []
     assert told[5][0].startswith("layer 1 recovered: hard rank ")
     assert told[6:] == [[], [f"warning: layer 1 has collapsed since 20,000 tokens: {figures}"]]
-    resumed = spectra.Watch()
+    resumed = Watch()
     assert resumed(at[2], at[1])[1:] == []
     assert resumed(at[3], at[2])[1:] == told[3]
 
@@ -296,7 +296,7 @@ def test_sound_runs_of_every_kind_are_not_called_collapsed():
     with (tiny.ROOT / "results/spectral/laptop/results.csv").open() as file:
         for run in csv.DictReader(file):
             names = ("tokens", "least_hard_rank", "most_concentration")
-            watch, before, named = spectra.Watch(), {}, []
+            watch, before, named = Watch(), {}, []
             for tokens, hard, share in zip(*(map(float, run[f"over_{name}"].split()) for name in names), strict=True):
                 row = {"tokens": int(tokens), "post/hard_rank/0": hard, "post/concentration/0": share}
                 row |= {"post/soft_rank/0": hard, "post/tokens_per_dimension/0": 10.0}
@@ -327,4 +327,4 @@ def test_what_counts_as_collapsed():
     row = {
         f"post/{name}/{i}": x[j] for i, x in enumerate(figures) for j, name in enumerate(("hard_rank", "concentration"))
     }
-    assert spectra.collapsed(row) == {1, 2, 3, 4}
+    assert collapsed(row) == {1, 2, 3, 4}

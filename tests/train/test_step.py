@@ -11,10 +11,11 @@ from ml_collections import FrozenConfigDict
 
 from jaxlab.config import default
 from jaxlab.model.decoder import Decoder
+from jaxlab.model.loss import objective
 from jaxlab.optim.inner import adamw
-from jaxlab.train.program import initial_params, initial_state, objective
+from jaxlab.train.program import initial_params, initial_state
 from jaxlab.train.state import State
-from jaxlab.train.step import accumulate, inner_steps
+from jaxlab.train.step import gradient_sums, inner_steps
 
 SMALL = {"vocab_size": 29, "context": 12, "num_layers": 1, "d_model": 16, "num_heads": 2, "num_kv_heads": 2}
 SMALL |= {"head_dim": 8, "d_ff": 24, "norm_eps": 0.03, "z_loss": 0.01, "positions": "learned", "qk_norm": False}
@@ -43,7 +44,8 @@ def batches(*shape, seed=0):
 
 
 def hypers(n, scale=1.0):
-    return {"lr": np.float32(scale * np.linspace(0.02, 0.01, n)), "decay": np.float32(scale * np.linspace(0.01, 0, n))}
+    lr, weight_decay = np.linspace(0.02, 0.01, n), np.linspace(0.01, 0, n)
+    return {"lr": np.float32(scale * lr), "weight_decay": np.float32(scale * weight_decay)}
 
 
 def run(state, tokens, hypers, count=None):
@@ -73,7 +75,7 @@ def test_micro_batches_equal_one_batch():
     params, rows = first_replica(start().params), batches(8)
     counts = [(rows[i : i + 2, 1:] >= 0).sum() for i in range(0, 8, 2)]
     assert max(counts) > 1.5 * min(counts)
-    gradient = jax.jit(partial(accumulate, LOSS))
+    gradient = jax.jit(partial(gradient_sums, LOSS))
     whole = gradient(params, rows[None], 1)
     grads, sums = gradient(params, rows.reshape(4, 2, 13), 4)
     assert_close((grads, {name: sums[name] for name in whole[1]}), whole, 1e-5)  # float32 sums in another order
@@ -108,7 +110,7 @@ def test_a_step_is_the_one_by_hand():
     assert size > 1  # so it is clipped
 
     def check(path, p, g, found):
-        decay = rates["decay"][0] * (path[-1].key in ("kernel", "embedding", "position_embedding"))
+        decay = rates["weight_decay"][0] * (path[-1].key in ("kernel", "embedding", "position_embedding"))
         moved = p - rates["lr"][0] * np.sign(g) - decay * p
         certain = np.abs(g / size) > 1e-5  # smaller ones are float32 noise, of either sign, or zero
         np.testing.assert_allclose(np.asarray(found)[certain], moved[certain], atol=5e-5)  # 1e-8 / 1e-5 of lr
@@ -163,7 +165,7 @@ def test_rates_compile_nothing_and_are_obeyed():
 
 def test_every_step_has_its_own_rate():
     tokens = batches(3, 1, 2, 2)
-    rates = {"lr": np.float32([0.01, 0, 0]), "decay": np.float32([0, 0, 0.5])}
+    rates = {"lr": np.float32([0.01, 0, 0]), "weight_decay": np.float32([0, 0, 0.5])}
     one, two, three = (run(start(), tokens, rates, count)[0].params for count in (1, 2, 3))
     assert_equal(two, one)
     np.testing.assert_array_equal(three["embedding"], two["embedding"] / 2)
@@ -231,7 +233,7 @@ def test_state_is_three_times_the_parameters_and_reused():
 def test_the_program_overwrites_all_of_its_state(shape):
     state = jax.eval_shape(START[shape[1]], params())
     tokens, n = jax.ShapeDtypeStruct((*shape, 13), jnp.int32), jax.ShapeDtypeStruct((shape[0],), jnp.float32)
-    memory = STEP.lower(state, tokens, {"lr": n, "decay": n}, jax.ShapeDtypeStruct((2,), jnp.int32)).compile()
+    memory = STEP.lower(state, tokens, {"lr": n, "weight_decay": n}, jax.ShapeDtypeStruct((2,), jnp.int32)).compile()
     assert memory.memory_analysis().alias_size_in_bytes == sum(
         x.size * x.dtype.itemsize for x in jax.tree.leaves(state)
     )

@@ -9,9 +9,10 @@ from jaxlab import parallel
 from jaxlab.config import check, default
 from jaxlab.model import families
 from jaxlab.model.ngpt import unit_axis
+from jaxlab.optim.fragments import Event
 from jaxlab.optim.sphere import unit_norm
+from jaxlab.train.outer_loop import OuterLoop
 from jaxlab.train.program import initial_params, program
-from jaxlab.train.rounds import Rounds
 from jaxlab.train.state import State
 
 pytestmark = pytest.mark.slow
@@ -49,16 +50,16 @@ def after_each_step(run, steps=2):
     """(state, losses) at the start, after every step and after every meeting."""
     rng = np.random.default_rng(0)
     first = jax.jit(lambda: run.start(initial_params(run.model, np.uint32(0))))
-    step = jax.jit(run.inner_steps)
-    meet = jax.jit(run.rounds.apply, static_argnums=1)
+    step = jax.jit(run.jitted_steps)
+    outer_step = jax.jit(run.outer_loop.step, static_argnums=1)
     yield (state := first()), None
     for i in range(1, steps + 1):
         batches = rng.integers(0, 29, (1, 2, 1, 2, 9)).astype(np.int32)
-        hypers = {"lr": np.full(1, 0.02, np.float32), "decay": np.full(1, 1e-4, np.float32)}
+        hypers = {"lr": np.full(1, 0.02, np.float32), "weight_decay": np.full(1, 1e-4, np.float32)}
         inner, metrics = step(state._replace(outer=None), batches, hypers, np.int32([1, 1]))
         yield (state := inner._replace(outer=state.outer)), metrics["loss"]
-        for event in run.rounds.events(i, last=i == steps):
-            yield (state := meet(state, event, np.float32(0.6))[0]), None
+        for event in run.outer_loop.events(i, last=i == steps):
+            yield (state := outer_step(state, event, np.float32(0.6))[0]), None
 
 
 def named(params):
@@ -95,7 +96,7 @@ def test_two_steps_and_a_meeting(name):
         assert_starts_as_its_table_says(start)
         for state, _ in states:
             assert_on_the_sphere(state.params)
-            assert_on_the_sphere(run.rounds.params(state))
+            assert_on_the_sphere(run.outer_loop.params(state))
         assert np.ptp(end["embedding"], axis=0).max() > 1e-4  # replicas are half their own
 
 
@@ -109,14 +110,14 @@ def test_where_replicas_meet_is_on_the_sphere(way):
         "embedding": unit(rng.normal(size=(5, 4))), "blocks": {"out": {"kernel": unit(rng.normal(size=(2, 3, 4)))}},
         "blocks_2": {"out": {"kernel": unit(rng.normal(size=(1, 2, 4)))}},
     })  # fmt: skip
-    rounds = Rounds(d, params, 2, MESH, lambda params: unit_norm(params, unit_axis))
+    outer_loop = OuterLoop(d, params, replicas=2, mesh=MESH, project=lambda params: unit_norm(params, unit_axis))
     replicas = jax.tree.map(lambda p: jnp.float32(p + 0.1 * rng.normal(size=(2, *p.shape))), params)
-    state = State(replicas, None, rounds.init(params))
-    for what in ("send", "receive") if "overlap" in way else ("sync",):
+    state = State(replicas, None, outer_loop.init(params))
+    for kind in ("send", "receive") if "overlap" in way else ("sync",):
         for index in range(d.fragments):
-            state, _ = rounds.apply(state, (what, index), np.float32(0.6))
+            state, _ = outer_loop.step(state, Event(kind, index), np.float32(0.6))
     assert (np.ptp(state.params["embedding"], axis=0).max() > 1e-3) == ("overlap" not in way)  # half their own, or all
-    for p in jax.tree.leaves((state.params, rounds.params(state))):
+    for p in jax.tree.leaves((state.params, outer_loop.params(state))):
         np.testing.assert_allclose(np.linalg.norm(p, axis=-1), 1, atol=1e-6)
 
 

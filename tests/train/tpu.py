@@ -15,6 +15,7 @@ from jax.experimental import topologies
 from jaxlab import parallel
 from jaxlab.config import default
 from jaxlab.model import families
+from jaxlab.optim.fragments import Event
 from jaxlab.train.plan import Batch
 from jaxlab.train.program import program
 from tests.train.devices import collectives, numbers
@@ -54,6 +55,6 @@ if __name__ == "__main__":
     lr = jax.ShapeDtypeStruct((), np.float32)
     for codec in CODECS:
         made = compiled(codec)
-        results[codec] = sent(made.meet.lower(made.abstract_state(), ("sync", 0), lr).compile().as_text())
+        results[codec] = sent(made.outer_step.lower(made.abstract_state(), Event("sync", 0), lr).compile().as_text())
     with open(sys.argv[1], "w") as file:
         json.dump(results, file)

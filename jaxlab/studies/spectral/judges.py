@@ -11,12 +11,12 @@ import numpy as np
 
 from jaxlab.config import InputError
 from jaxlab.laws.lines import PowerLaw
+from jaxlab.spectral.collapse import CONCENTRATION, HARD_RANK
 from jaxlab.studies.claim import NEGATIVE, Verdict, compare
 from jaxlab.studies.spectral import effects as effect
 from jaxlab.studies.spectral import measures as measure
 from jaxlab.studies.spectral.measures import arm, at, main, mean, of, paired_line, pairs
 from jaxlab.studies.tuning import select
-from jaxlab.train.spectra import CONCENTRATION, HARD_RANK
 
 HARD, SOFT = of("hard_rank"), of("soft_rank")
 

@@ -21,10 +21,10 @@ from jaxlab.data.store import open_store
 from jaxlab.laws.lines import PowerLaw
 from jaxlab.laws.spectral import rank_law
 from jaxlab.model.families import width
+from jaxlab.spectral.collapse import CONCENTRATION, HARD_RANK
 from jaxlab.studies.spectral.grid import MODELS, Setting
 from jaxlab.studies.tuning import grouped, select, tuned
 from jaxlab.train.log import read
-from jaxlab.train.spectra import CONCENTRATION, HARD_RANK
 
 ORDERS = {"renyi_0.5": 0.5, "soft_rank": 1, "hard_rank": 2, "renyi_4": 4, "renyi_inf": math.inf}
 DIRECTIONS = {"directions_50": 0.50, "directions_90": 0.90, "directions_99": 0.99}

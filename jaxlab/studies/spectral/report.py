@@ -4,13 +4,13 @@ import numpy as np
 
 from jaxlab.config import InputError
 from jaxlab.laws.spectral import rank_law, utilisation_law
+from jaxlab.spectral.collapse import CONCENTRATION, HARD_RANK
 from jaxlab.studies.report import LOSS, kept, panels, plain_numbers, sequential, with_interval
 from jaxlab.studies.spectral import effects as effect
 from jaxlab.studies.spectral import measures as measure
 from jaxlab.studies.spectral.grid import MODELS
 from jaxlab.studies.spectral.measures import at, main, of
 from jaxlab.studies.tuning import grouped, select
-from jaxlab.train.spectra import CONCENTRATION, HARD_RANK
 
 RANKS = {"soft_rank": ("soft rank", "C0", "o"), "hard_rank": ("hard rank", "C3", "s")}
 TOKENS = "training tokens (thousands)"

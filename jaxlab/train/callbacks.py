@@ -1,22 +1,23 @@
-"""What is measured between steps: when, how, and what is said of it."""
+"""Callbacks: what is measured between blocks, when, and what is said about it."""
 
 import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from jaxlab.train import spectra
+from jaxlab.evaluate.choice import score_tasks
+from jaxlab.optim.schedules import crossed
+from jaxlab.spectral.collapse import Watch
 from jaxlab.train.build import Run
 from jaxlab.train.checkpoint import NonFinite
-from jaxlab.train.plan import crossed
 from jaxlab.train.state import Clock, State
 
 
-class Probe(NamedTuple):
+class Callback(NamedTuple):
     """One kind of rows in metrics.jsonl. It is also measured at the end of the run.
 
-    due(before, after): whether it is in (before, after], tokens. measure(state, clock): the values of a row, and arrays
-    to keep in a file. say(row, row before): lines for a person.
+    due(before, after): whether it is due at some token in (before, after]. measure(state, clock): the values of a row,
+    and arrays for a file. say(row, row before): lines for a person.
     """
 
     kind: str
@@ -25,16 +26,16 @@ class Probe(NamedTuple):
     say: Callable[[dict, dict], list[str]]
 
 
-def probes(run: Run) -> list[Probe]:
-    """Those of a run, in the order in which they are taken."""
+def callbacks(run: Run) -> list[Callback]:
+    """The callbacks of a run, in the order in which they are called."""
     e = run.config.evaluate
-    found = [Probe("eval", partial(crossed, every=e.every_tokens), partial(_loss, run), _say_loss)]
+    made = [Callback("eval", partial(crossed, every=e.every_tokens), partial(_loss, run), _say_loss)]
     if run.tasks:
         due = partial(crossed, every=e.tasks_every_tokens)
-        found.append(Probe("tasks", due, partial(_scores, run), partial(_say_scores, run.tasks)))
+        made.append(Callback("tasks", due, partial(_scores, run), partial(_say_scores, run.tasks)))
     if run.config.spectra.at:
-        found.append(Probe("spectra", run.spectra_times.due, run.spectra, spectra.Watch()))
-    return found
+        made.append(Callback("spectra", run.spectra_times.due, run.spectra, Watch()))
+    return made
 
 
 def _loss(run: Run, state: State, clock: Clock) -> tuple[dict, dict]:
@@ -53,7 +54,7 @@ def _say_loss(row: dict, before: dict) -> list[str]:
 
 
 def _scores(run: Run, state: State, clock: Clock) -> tuple[dict, dict]:
-    return run.scores(state, clock.tokens), {}
+    return score_tasks(partial(run.choose, state, tokens=clock.tokens), run.tasks), {}
 
 
 def _say_scores(tasks: dict, row: dict, before: dict) -> list[str]:

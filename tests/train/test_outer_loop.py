@@ -12,14 +12,17 @@ from rich.console import Console
 from jaxlab.config import default
 from jaxlab.interop.workdir import go_on_from, newest_params
 from jaxlab.optim import codec
+from jaxlab.optim.diloco import agreement
+from jaxlab.optim.fragments import Event
 from jaxlab.optim.inner import matrices
 from jaxlab.train import loop
 from jaxlab.train.build import build, hypers
 from jaxlab.train.checkpoint import Checkpoints
 from jaxlab.train.program import initial_params
-from jaxlab.train.rounds import agreement
+from jaxlab.train.session import starting_state
 from jaxlab.train.state import Clock
 from tests import tiny
+from tests.train.steps import losses_and_end
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figure")]
 QUIET = Console(quiet=True)
@@ -39,13 +42,10 @@ EAGER = {"replicas": 2, "diloco__sync_every": 5, "diloco__eager": True}
 EAGER |= {"checkpoint__every_tokens": 1_536, "checkpoint__keep": 9}
 
 
-def steps(run, state=None):
+def steps(run):
     """(losses of all steps of a run, its last state), without files."""
-    state, losses = state or run.program.init(np.uint32(run.config.seed)), []
-    for call in run.calls(Clock()):
-        state, metrics = run.step(state, call, run.arguments(call))
-        losses += jax.device_get(metrics["loss"])[: call.count].tolist()
-    return np.array(losses), state
+    losses, state, _ = losses_and_end(run)
+    return losses.mean(axis=1), state
 
 
 def a_run(data, **changes):
@@ -81,25 +81,25 @@ def test_it_is_the_algorithm_written_out_with_optax(data):
     replicas, inner, momentum, wanted = [theta] * 2, [jax.jit(adam.init)(theta)] * 2, outer.init(theta), []
 
     @jax.jit
-    def step(params, state, tokens, lr, decay):
+    def step(params, state, tokens, lr, weight_decay):
         grads, sums = jax.grad(run.program.loss_fn, has_aux=True)(params, tokens)
         updates, state = adam.update(jax.tree.map(lambda g: g / sums["tokens"], grads), state)
-        new = jax.tree.map(lambda p, u, d: p - lr * u - decay * d * p, params, updates, matrices(params))
+        new = jax.tree.map(lambda p, u, d: p - lr * u - weight_decay * d * p, params, updates, matrices(params))
         return new, state, sums["nll"] / sums["tokens"]
 
     @jax.jit
-    def meet(theta, momentum, a, b):
+    def outer_step(theta, momentum, a, b):
         updates, momentum = outer.update(jax.tree.map(lambda t, a, b: t - (a + b) / 2, theta, a, b), momentum)
         return optax.apply_updates(theta, updates), momentum
 
-    for call in run.calls(Clock()):
-        tokens, losses = run.arguments(call)[0][0, :, 0], [0, 0]
+    for block in run.blocks(Clock()):
+        tokens, losses = run.arrays(block)[0][0, :, 0], [0, 0]
         for m in range(2):
-            hyper = at(call.start.tokens + 256, 512)
+            hyper = at(block.start.tokens + 256, 512)
             replicas[m], inner[m], losses[m] = step(replicas[m], inner[m], tokens[m], **hyper)
         wanted.append(np.mean(losses))
-        if call.end.steps % 4 == 0:
-            theta, momentum = meet(theta, momentum, *replicas)
+        if block.end.steps % 4 == 0:
+            theta, momentum = outer_step(theta, momentum, *replicas)
             replicas = [theta] * 2
     found, _ = steps(run)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
@@ -114,14 +114,13 @@ def test_replicas_that_keep_all_of_themselves_are_apart(data, apart):
 def test_replicas_are_what_they_have_in_common_after_they_met_and_only_then(data):
     """And evaluation is on that: between meetings the loss of the run's parameters does not move."""
     run = a_run(data, replicas=2, diloco__sync_every=4, evaluate__tokens=640)
-    state, seen = run.program.init(np.uint32(0)), []
-    for call in run.calls(Clock()):
-        state, metrics = run.step(state, call, run.arguments(call))
+    seen = []
+    for state, done in loop.trained(run, run.program.init(np.uint32(0)), Clock()):
         theta = run.program.params(state)
         pairs = zip(jax.tree.leaves(state.params), jax.tree.leaves(theta), strict=True)
         equal = [np.array_equal(p, np.broadcast_to(t, p.shape)) for p, t in pairs]
-        assert all(equal) if call.end.steps % 4 == 0 else not any(equal)
-        assert ("delta_norm" in metrics) == (call.end.steps % 4 == 0)
+        assert all(equal) if done.block.end.steps % 4 == 0 else not any(equal)
+        assert ("delta_norm" in done.at_end) == (done.block.end.steps % 4 == 0)
         seen.append(run.evaluate(state)["loss"])
     assert len(set(seen)) == 5  # the start, and four meetings
 
@@ -129,10 +128,11 @@ def test_replicas_are_what_they_have_in_common_after_they_met_and_only_then(data
 def test_the_last_part_of_a_round_counts(data):
     """16 steps in rounds of 10: the second meeting is after 6, and the header says so."""
     run = a_run(data, replicas=2, diloco__sync_every=10)
-    due = {call.end.steps: call.events for call in run.calls(Clock())}
-    assert {step: events for step, events in due.items() if events} == {10: (("sync", 0),), 16: (("sync", 0),)}
-    assert "the last round has 6 steps" in run.program.rounds.describe(16, 0.6)
-    assert "last round" not in run.program.rounds.describe(20, 0.6)
+    due = {block.end.steps: block.events for block in run.blocks(Clock())}
+    sync = (Event("sync", 0),)
+    assert {step: events for step, events in due.items() if events} == {10: sync, 16: sync}
+    assert "the last round has 6 steps" in run.program.outer_loop.describe(16, 0.6)
+    assert "last round" not in run.program.outer_loop.describe(20, 0.6)
 
 
 @pytest.fixture(scope="module", params=[EVERYTHING, EAGER], ids=["everything", "eager"])
@@ -199,7 +199,7 @@ def test_it_goes_on_with_another_number_of_replicas(data, tmp_path):
     assert [row["steps"] for row in rows] == list(range(1, 17))
     with closing(Checkpoints(back_to(tmp_path / "two", tmp_path / "again", 4_096) / "checkpoints", keep=3)) as saved:
         two, _ = saved.restore(run.program.abstract_state(), print)
-        found, _ = loop.of_run(four, saved.restore(four.program.abstract_state(), print), print)
+        found, _ = starting_state(four, saved.restore(four.program.abstract_state(), print), print)
     theta = run.program.params(two)
     for kept, new in zip(jax.tree.leaves(theta), jax.tree.leaves(found.params), strict=True):
         np.testing.assert_array_equal(new, np.broadcast_to(kept, new.shape))
@@ -216,7 +216,7 @@ def test_an_ordinary_run_starts_from_the_global_parameters(trained, tmp_path):
     for _ in range(2):  # the second time nothing is left to do
         go_on_from(ordinary, tmp_path / "new", str(workdir))
     with closing(Checkpoints(tmp_path / "new" / "checkpoints", keep=1)) as saved:
-        state, clock = loop.of_run(ordinary, saved.restore(ordinary.program.abstract_state(), print), print)
+        state, clock = starting_state(ordinary, saved.restore(ordinary.program.abstract_state(), print), print)
     assert clock == Clock()
     last = [row["loss"] for row in tiny.rows(workdir) if row["kind"] == "eval"][-1]
     assert ordinary.evaluate(state)["loss"] == pytest.approx(last, abs=1e-5)  # one replica or two: other sums

@@ -1,44 +1,43 @@
-"""Rounds: where replicas meet between their inner steps, when they do, and which parameters are the run's."""
+"""DiLoCo's outer loop in the trainer: the outer optimiser's state, and outer steps of the fragments of a model."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxlab.optim import codec, diloco
-from jaxlab.optim.fragments import events, fragments, put, take
+from jaxlab.optim.fragments import Event, events, fragments, put, take
 from jaxlab.optim.sphere import projected
 from jaxlab.train.state import State
 
 
 class Fragment(NamedTuple):
-    """What replicas have in common of a part of the model, and the outer gradient that is under way, if any."""
+    """The global parameters and outer optimiser state of a part of the model, and with an overlap the outer gradient
+    that was sent last, to be applied some inner steps later."""
 
     outer: diloco.Outer | diloco.Eager
     sent: Any = None
 
 
-class Rounds:
-    """The outer optimiser that `config.diloco` describes, for one model. State.outer is a tuple of `Fragment`s.
+class OuterLoop:
+    """The outer loop that `config.diloco` describes, for one model. State.outer is a tuple of `Fragment`s.
 
     Methods that take arrays are pure, and compiled by their callers.
     """
 
-    def __init__(self, d: ConfigDict, params: Any, replicas: int, mesh: Mesh, project: Callable | None = None):
-        """params: shapes of the model's parameters, without a replica axis. project(parameters, or a fragment of them):
-        where global parameters and replicas must lie, for a model that constrains them."""
+    def __init__(self, d: ConfigDict, params: Any, *, replicas: int, mesh: Mesh, project: Callable | None = None):
+        """params: shapes of the model's parameters, without a replica axis. project: `Decoder.project`, of a whole tree
+        of parameters or of a fragment; outer steps end there, and so do averages and mixtures of parameters."""
         self._d, self._params, self._replicas = d, params, replicas
         self._parts = fragments(params, d.fragments, d.fragment_order)
         parts = [jax.eval_shape(lambda params, part=part: take(params, part), params) for part in self._parts]
         self._bytes = [codec.sent_bytes(part, d.codec) for part in parts]
-        self._optimiser, self._project = diloco.nesterov(d.outer_momentum), project or (lambda params: params)
-        if project:
-            self._optimiser = optax.chain(self._optimiser, projected(project))
+        self._optimiser = projected(diloco.nesterov(d.outer_momentum), project)
+        self._project = project or (lambda params: params)
         self._exchange = codec.exchange(d.codec, _gather(mesh) if replicas > 1 else lambda x: x)
 
     def init(self, params) -> tuple[Fragment, ...]:
@@ -51,44 +50,47 @@ class Rounds:
         sent = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params) if self._d.overlap else None
         return Fragment(diloco.init(params, self._optimiser), sent)
 
-    def events(self, step: int, last: bool) -> tuple:
+    def events(self, step: int, last: bool) -> tuple[Event, ...]:
         """What is due after inner step `step`, counted from 1; last: no step follows. Functions of these alone."""
         d = self._d
         due = events(step, sync_every=d.sync_every, fragments=d.fragments, overlap=d.overlap, last=last)
         return tuple(due)
 
-    def apply(self, state: State, event: tuple, lr) -> tuple[State, dict]:
-        """The state after an event, and metrics: of what replicas send, "delta_norm" (root mean square over replicas)
-        and, of a plain mean, "cosine" (mean product of two replicas' changes over the mean square of one)."""
-        what, index = event
-        part, fragment = self._parts[index], state.outer[index]
+    def step(self, state: State, event: Event, lr) -> tuple[State, dict]:
+        """The state after an event, and metrics of what replicas send (`diloco.agreement`)."""
+        part, fragment, metrics = self._parts[event.fragment], state.outer[event.fragment], {}
         replicas = take(state.params, part, axis=1)
-        fragment, replicas, metrics = getattr(self, f"_{what}")(fragment, replicas, lr)
-        outer = (*state.outer[:index], fragment, *state.outer[index + 1 :])
+        if self._d.eager:
+            fragment, replicas, metrics = self._eager(fragment, replicas, lr)
+        else:
+            if event.kind in ("send", "sync"):
+                fragment, metrics = self._send(fragment, replicas)
+            if event.kind in ("receive", "sync"):
+                fragment, replicas = self._receive(fragment, replicas, lr)
+        outer = (*state.outer[: event.fragment], fragment, *state.outer[event.fragment + 1 :])
         return state._replace(params=put(state.params, part, replicas, axis=1), outer=outer), metrics
 
-    def _sync(self, fragment, replicas, lr):
-        if self._d.eager:
-            before = fragment.outer.params
-            outer, new = diloco.eager_step(fragment.outer, replicas, self._optimiser, exchange=self._exchange, lr=lr)
-            return Fragment(outer), new, agreement(diloco.changes(before, replicas), outer.others)
-        fragment, replicas, metrics = self._send(fragment, replicas, lr)
-        return *self._receive(fragment, replicas, lr)[:2], metrics
-
-    def _send(self, fragment, replicas, lr):
-        del lr
+    def _send(self, fragment: Fragment, replicas) -> tuple[Fragment, dict]:
+        """The outer gradient, the average over replicas of old minus new parameters, is computed and sent."""
         theta, m = fragment.outer.params, self._replicas
         average = getattr(diloco, self._d.average)
         delta = diloco.outer_gradient(theta, replicas, average=average, exchange=self._exchange)
         deltas = diloco.changes(theta, replicas)
         others = jax.tree.map(lambda mean, d: mean - d / m, delta, deltas) if self._d.average == "mean" else None
-        return fragment._replace(sent=delta), replicas, agreement(deltas, others)
+        return fragment._replace(sent=delta), diloco.agreement(deltas, others)
 
-    def _receive(self, fragment, replicas, lr):
+    def _receive(self, fragment: Fragment, replicas, lr) -> tuple[Fragment, Any]:
+        """The outer optimiser applies the gradient that was sent, and replicas go on from the global parameters."""
         optimiser, mix = self._optimiser, self._d.mix
         outer, replicas = diloco.apply(fragment.outer, replicas, fragment.sent, optimiser, mix=mix, lr=lr)
         replicas = self._project(replicas) if mix else replicas
-        return Fragment(outer, fragment.sent if self._d.overlap else None), replicas, {}
+        return Fragment(outer, fragment.sent if self._d.overlap else None), replicas
+
+    def _eager(self, fragment: Fragment, replicas, lr) -> tuple[Fragment, Any, dict]:
+        """Every replica applies its own change in this round and the others' changes in the round before."""
+        before = fragment.outer.params
+        outer, new = diloco.eager_step(fragment.outer, replicas, self._optimiser, exchange=self._exchange, lr=lr)
+        return Fragment(outer), new, diloco.agreement(diloco.changes(before, replicas), outer.others)
 
     def params(self, state: State):
         """The global parameters, [1, ...]: those to evaluate and to export. With eager updates, where every replica
@@ -100,10 +102,9 @@ class Rounds:
         whole = self._project(whole) if self._d.eager else whole
         return jax.tree.map(lambda p: p[None], whole)
 
-    def sent_bytes(self, event: tuple) -> int:
+    def sent_bytes(self, event: Event) -> int:
         """Bytes that one replica sends at an event."""
-        what, index = event
-        return 0 if what == "receive" else self._bytes[index]
+        return 0 if event.kind == "receive" else self._bytes[event.fragment]
 
     def describe(self, steps: int, outer_lr: float) -> str:
         """What happens in a run of so many steps, for a person."""
@@ -115,25 +116,13 @@ class Rounds:
             "eager": d.eager,
             f"sent as {d.codec}": d.codec != "float32",
             f"{d.average} average": d.average != "mean",
-            f"the last round has {left} steps, and its meeting counts in full": left,
+            f"the last round has {left} steps, and its outer step counts in full": left,
         }
-        usual = (
+        always = (
             f"{steps // d.sync_every:,} of {d.sync_every} steps, {self._replicas} replicas, "
             f"outer lr {outer_lr:g}, Nesterov {d.outer_momentum:g}"
         )
-        return ", ".join([usual, *(text for text, wanted in variants.items() if wanted)])
-
-
-def agreement(deltas, others) -> dict[str, jax.Array]:
-    """{"delta_norm", "cosine"} of changes Delta_m [M, ...]. others: the sum over m' != m of Delta_m' / M, which they
-    know once they have met: only numbers cross the replica axis. With one replica, or None: no cosine."""
-    leaves = jax.tree.leaves(deltas)
-    m = leaves[0].shape[0]
-    square = sum(jnp.sum(d * d) for d in leaves) / m
-    if m == 1 or others is None:
-        return {"delta_norm": jnp.sqrt(square)}
-    product = sum(jnp.sum(d * o) for d, o in zip(leaves, jax.tree.leaves(others), strict=True)) / (m - 1)
-    return {"delta_norm": jnp.sqrt(square), "cosine": product / jnp.where(square == 0, 1, square)}
+        return ", ".join([always, *(text for text, wanted in variants.items() if wanted)])
 
 
 def regrouped(state: State, params, replicas: int) -> State:
