@@ -37,8 +37,8 @@ class Choice(NamedTuple):
 
 
 def encode(tokenizer: Tokenizer, items: list[Item], context: int) -> list[list[Choice]]:
-    """The choices of every item. A text longer than `context` tokens loses its beginning; an item of which a continuation
-    alone is longer gets an empty list.
+    """The choices of every item. A text longer than `context` tokens loses its beginning; an item with a continuation
+    that alone is longer gets an empty list.
 
     Context and continuation are encoded as one text. If the context alone, without spaces at its end, has n tokens, the
     first n tokens of that text count as context and the rest as continuation. An empty context becomes the end-of-text
