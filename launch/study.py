@@ -18,7 +18,7 @@ _STUDY = flags.DEFINE_string("study", None, "NAME:SCALE, as in chinchilla:laptop
 _PART = flags.DEFINE_string("part", "", "one named part of the study; empty: all of it")
 _INDEX = flags.DEFINE_integer("index", None, "train only the run with this number in `list`, as for array jobs")
 _WORKERS = flags.DEFINE_integer("workers", 0, "worker processes; 0: one per CPU core, one on accelerators", 0)
-_POPULATION = flags.DEFINE_integer("population", 1, "up to so many runs of equal shape train as one vmapped program", 1)
+_POPULATION = flags.DEFINE_integer("population", 1, "runs of one shape that train as one vmapped program", 1)
 _RUNS = flags.DEFINE_string("runs", "runs", "folder of the runs")
 _RESULTS = flags.DEFINE_string("results", "results", "folder of the reports")
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE: a change to the config of every run")
