@@ -1,13 +1,15 @@
-"""Cost of DiLoCo on one device: tokens/s of whole rounds of M replicas against data-parallel on the same batches.
+"""Cost of DiLoCo on one device: tokens/s of rounds of M replicas compared with data-parallel training on the same
+batches.
 
     python -m benchmarks.diloco [--shape=gpu] [--sequences=16] [--out=benchmarks/results/NAME.json]
 
-What replicas pay for an AdamW of their own is a matter of tokens a step over parameters. By default the demo's model,
-of 1.3M, takes 4,096 tokens a step: about the ratio of 131,072 for 35M, the best batch of eight replicas at the smallest
-published size (python -m launch.plan diloco --params=35e6 --replicas=8); data-parallel's own is half of that.
+Every replica has an AdamW update of its own, whose relative cost depends on the tokens per step divided by the
+parameters. By default the demo's model with 1.3M parameters takes 4,096 tokens per step: about the ratio of 131,072
+tokens for 35M parameters, which is the best batch of eight replicas at the smallest published size (python -m
+launch.plan diloco --params=35e6 --replicas=8) and twice that of data-parallel training.
 
-An arm is H inner steps on the same number of tokens a step, shared by M replicas, and what its replicas do at the end
-of the round. Arms take turns, ROUNDS rounds each after one that is not counted, every round waited for.
+An arm is one round: H inner steps with the same number of tokens per step, divided among M replicas, and the outer
+step. Arms take turns for ROUNDS rounds each, after one round that is not counted; each round is waited for.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Multiple choice by log-likelihood against transformers, on the same exported model and items, interleaved in one run.
+"""Speed of multiple-choice scoring compared with transformers, on the same exported model and items, interleaved.
 
-    python -m launch.export --help                                       # writes the folder
+    python -m launch.export --help                                       # how to write FOLDER
     python -m benchmarks.evaluate --folder=FOLDER                        # ours alone
     python -m benchmarks.evaluate --folder=FOLDER --peer_python=PYTHON   # against transformers in another environment
 
-HellaSwag's 10,042 validation items unless told otherwise, in blocks that each side takes in turn, from text to
-log-likelihoods; the first block is also done once before, to compile. The peer scores as lm-evaluation-harness does:
-requests sorted by length, batches padded to their longest, full logits. Prints tokens/s a side, their ratio, and the
-largest difference of a log-likelihood. Tokens are those of all inputs, padding left out.
+By default both sides score HellaSwag's 10,042 validation items, from text to log-likelihoods, in blocks in turns; the
+first block is also scored once before, to compile. The peer scores as lm-evaluation-harness does: requests sorted by
+length, batches padded to their longest, full logits. Prints tokens/s of each side, their ratio, and the largest
+difference of a log-likelihood. Tokens are those of all inputs without padding.
 """
 
 import argparse

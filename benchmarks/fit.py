@@ -1,12 +1,13 @@
-"""Speed of the law fitter: 500 starts of the parametric loss on the 240 Chinchilla points, against scipy's BFGS.
+"""Speed of the law fitter: 500 starts of the parametric loss on the 240 Chinchilla points, compared with scipy's BFGS.
 
     python -m benchmarks.fit                    # writes benchmarks/results/fit-cpu2.json
     python -m benchmarks.fit --points=PATH      # chinchilla_fig4_epoch.csv: see Besiroglu et al. 2404.10102
 
-Ours: 500 grid starts, 60 steps each, the best 64 polished, errors and criteria; the first call compiles, the median of
-five more is reported. scipy: `minimize(method="BFGS")` from the same starts one after another, with numpy's gradient
-written out and with scipy's own finite differences (every fifth start, time scaled to all). Both minimise the sum of
-Huber losses (delta 1e-3) of log residuals in the same coordinates.
+Ours: 500 grid starts with 60 steps each, more steps for the best 64, then standard errors and information criteria; the
+first call compiles, and the median of five more calls is reported. scipy: `minimize(method="BFGS")` from the same
+starts one after another, once with a gradient written in numpy and once with scipy's finite differences (every fifth
+start, the time scaled to all). Both minimise the sum of Huber losses (delta 1e-3) of log residuals in the same
+coordinates.
 """
 
 import argparse

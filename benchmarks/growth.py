@@ -1,11 +1,12 @@
-"""Speed of a run whose batch grows against one with the same mean batch: whole training runs of the demo's model.
+"""Speed of a run whose batch grows compared with a constant batch of the same mean size: whole runs of the demo's
+model.
 
     python -m benchmarks.growth [--tokens=2000000] [--out=benchmarks/results/NAME.json]
 
-The growing batch has 1,024 tokens for a fifth of the run, 2,048 for two fifths, 4,096 for two: as many steps as at a
-constant 2,048. Both accumulate micro-batches of 1,024. Arms take turns, each time with nothing compiled. Tokens/s are
-those of all steps but the first, so that a wait for the program of the next size would count; compilations are
-counted. The ratio is the median over rounds of the two runs of each.
+The growing batch has 1,024 tokens for a fifth of the run, 2,048 for two fifths and 4,096 for two fifths: as many steps
+as with a constant batch of 2,048. Both accumulate micro-batches of 1,024 tokens. The two runs take turns and compile
+anew each time. Tokens/s are those of all steps but the first, so that waiting for the program of the next size would
+count; compilations are counted. The ratio is the median over rounds of the ratios of the two runs.
 """
 
 import argparse

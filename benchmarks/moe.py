@@ -1,12 +1,12 @@
-"""Cost of routing: a training step of a model with experts against dense models, interleaved.
+"""Cost of experts: a training step of a mixture-of-experts model compared with dense models, interleaved.
 
-    python -m benchmarks.moe                          # 8 experts, 2 a token
+    python -m benchmarks.moe                          # 8 experts, 2 per token
     python -m benchmarks.moe --experts=32 --chosen=4
 
-The shapes and batches of benchmarks.step, with gated feed-forward layers: each of the experts has d_ff / CHOSEN, so
-that a token meets the parameters of the dense model of d_ff (`active`, but for the router), and `total` is the dense
-model with as many as all experts have. One process, 4 warm-up steps each, then blocks of steps taken in turns; a row a
-side as in benchmarks.quant_step.
+Shapes and batches are those of benchmarks.step, with gated feed-forward layers. Each expert is d_ff / CHOSEN wide, so a
+token uses as many parameters as in the dense model `active` of width d_ff (the router aside); the dense model `total`
+has the parameters of all experts. One process, 4 warm-up steps for each model, then blocks of steps in turns; a row for
+each model as in benchmarks.quant_step.
 """
 
 import argparse

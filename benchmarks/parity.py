@@ -1,5 +1,5 @@
-"""Our models against their exports in transformers: logits of each family, and the scores of lm-evaluation-harness item
-by item.
+"""Agreement of our models with their exports in transformers: logits of every family, and the scores of
+lm-evaluation-harness for every item.
 
     python -m benchmarks.parity                                                  # logits on random weights
     python -m benchmarks.parity --workdir=runs/llama --evals=FOLDER --save=FILE  # and the scores of a run

@@ -1,10 +1,11 @@
-"""Cost of casting the operands of the blocks' linears: a training step by recipe against the plain one, interleaved.
+"""Cost of casting operands in the blocks' linear layers: a training step by recipe and without casts, interleaved.
 
     python -m benchmarks.quant_step                                   # capybara, blocks of 128, E4M3
     python -m benchmarks.quant_step capybara:e2m1,block=32 nvfp4      # RECIPE:CHANGES, as quant.recipes.recipe reads
 
-The model and the batches of benchmarks.step, in one process: 4 warm-up steps each, then blocks of steps taken in turns.
-Prints one row a recipe: median and best milliseconds and CPU-seconds a step, with their ratios to the plain step's.
+Model and batches are those of benchmarks.step. One process, 4 warm-up steps for each recipe, then blocks of steps in
+turns. Prints a row for each recipe: median and best milliseconds and CPU seconds per step, and their ratios to the step
+without casts.
 """
 
 import argparse

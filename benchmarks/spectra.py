@@ -1,11 +1,11 @@
-"""Cost of spectra during training: tokens/s of a run that measures them every 1 % of its steps against one that never
-does, and the seconds of the eigenvalues of 12 layers.
+"""Cost of spectra during training: tokens/s of a run that measures them every 1 % of its steps compared with one that
+never does, and seconds for the eigenvalues of 12 layers.
 
     python -m benchmarks.spectra [--shape=gpu] [--steps=20000] [--out=benchmarks/results/NAME.json]
 
-A measurement costs the same in a short and in a long run, so the ratio depends on how many steps lie between two: 1 %
-of --steps, the length of the run that is asked about. Two arms take turns: that many steps, and that many steps and a
-measurement of one training batch; each step is waited for.
+A measurement costs the same in a short run and a long one, so the ratio depends on the number of steps between two
+measurements, which is 1 % of --steps, the length of the run in question. Two arms take turns: that many steps, and that
+many steps with a measurement of one training batch. Each step is waited for.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""Compiles a config's training step for TPUs that are not there: does it fit, how is it sharded, what does it send?
+"""Compiles a training step for TPUs without having them: does it fit, how is it sharded, what does it communicate?
 
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m benchmarks.tpu_compile --topology=v5e:4x4 --family=chinchilla \
         --size=1.3b --batch_tokens=524288 --mesh=1,16,1
 
-Needs the extra `tpu` on any CPU host. Prints what the compiler says: memory a chip, collectives with the axes they
-cross, the largest per-chip product shapes. A program that does not fit the chip's memory fails here as it would there.
+Needs only the extra `tpu`, on any CPU host. Prints from the compiled program: memory per chip, collectives with the
+mesh axes that they cross, and the shapes of the largest products on a chip. A program that does not fit into a chip's
+memory fails here as it would on the TPU.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A run of the batch-size paper (arXiv 2601.05034) on C4: a fit at constant batch, or a batch that grows.
+"""A run of the batch-size paper (arXiv 2601.05034) on C4: at constant batch size, or with a growing batch.
 
 python -m launch.prepare --config=configs/batch_size.py:122m
 python -m launch.train --config=configs/batch_size.py:122m,B=256Ki --workdir=runs/122m-256Ki
@@ -6,12 +6,17 @@ python -m launch.train --config=configs/batch_size.py:moe --workdir=runs/moe
 python -m launch.train --config=configs/batch_size.py:moe,arm=constant,B=4Mi --workdir=runs/moe-4Mi
 python -m launch.train --config=configs/batch_size.py:dense,schedule=cosine,D=500B --workdir=runs/dense-cosine
 
-122m, 210m, 350m, 600m and 1b are the fitted InternLM2 models, of constant batch and rate, 100B tokens; dense (Qwen3,
-2B) and moe (Qwen3, 4B with 0.5B active) grow: 2Mi, 4Mi, 5Mi, 6Mi from 0, 125B, 250B, 375B tokens, WSD with its decay
-from 500B to 600B. B: batch, before it grows; arm: constant, ramp, mean, late, back, more or longer
-(studies.batch_size); rule: what becomes of the learning rate, kept, sqrt, linear or merrill, or timescale (kept, with
-weight decay that grows with the batch); schedule: constant, wsd or cosine; wd: weight decay; lr: peak learning rate,
-6e-4; D: tokens.
+122m, 210m, 350m, 600m and 1b are the InternLM2 models to which the paper fits its law: constant batch and learning
+rate, 100B tokens. dense (Qwen3, 2B) and moe (Qwen3, 4B of which 0.5B are active) train with a growing batch: 2Mi, 4Mi,
+5Mi and 6Mi tokens from 0, 125B, 250B and 375B tokens on, with WSD that decays from 500B to 600B. Options:
+    B         batch in tokens; of a growing batch, its first size
+    arm       constant, ramp, mean, late, back, more or longer: the batch as a function of tokens (studies.batch_size)
+    rule      learning rate when the batch grows: kept (unchanged), sqrt, linear, merrill, or timescale (unchanged, and
+              weight decay grows with the batch)
+    schedule  constant, wsd or cosine
+    wd        weight decay
+    lr        peak learning rate, 6e-4 by default
+    D         training tokens
 """
 
 from jaxlab.config import InputError

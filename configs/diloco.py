@@ -1,14 +1,22 @@
-"""A published size of the DiLoCo scaling laws (arXiv 2503.09799) on C4, with what the laws set for it.
+"""A published model size of the DiLoCo scaling laws (arXiv 2503.09799) on C4, with hyper-parameters from the laws.
 
 python -m launch.prepare --config=configs/diloco.py:35m
 python -m launch.train --config=configs/diloco.py:35m --workdir=runs/35m
 python -m launch.train --config=configs/diloco.py:35m,dp --workdir=runs/35m-data-parallel
 python -m launch.train --config=configs/diloco.py:2.4b,M=2,H=100,P=10,tau=1,mix=0.5,codec=e3m0 --workdir=runs/2.4b
 
-M: replicas, 2 unless given; dp: data-parallel; H: inner steps in a round, 30; eta: outer learning rate; lr: peak
-learning rate; B: global batch in tokens; ot: tokens over 20 a parameter; P, order, tau, mix, codec: fragments of
-Streaming DiLoCo, their order, inner steps under way, share of itself that a replica keeps, what it sends. lr, B and eta
-are the laws' unless given; warm-up takes 1,000 steps at any batch.
+The model size comes first. Options, with lr, B and eta taken from the laws by default, and a warm-up of 1,000 steps:
+    dp     data-parallel training instead of DiLoCo
+    M      replicas, 2 by default
+    H      inner steps between outer steps, 30 by default
+    eta    outer learning rate
+    lr     peak learning rate
+    B      global batch in tokens
+    ot     multiple of 20 training tokens per parameter, 1 by default
+    P      fragments of Streaming DiLoCo; order: which layers form a fragment (config.diloco.fragment_order)
+    tau    inner steps between sending an outer gradient and applying it
+    mix    alpha, the weight of a replica's local parameters when global parameters are merged into it
+    codec  number format in which outer gradients are sent: float32, bfloat16, int8 or e3m0
 """
 
 from jaxlab.config import InputError

@@ -1,14 +1,16 @@
-"""A published size of the floating-point scaling laws (arXiv 2501.02423) on C4, its operands cast to a format.
+"""A published model size of the floating-point scaling laws (arXiv 2501.02423) on C4, with operands cast to a format.
 
 python -m launch.prepare --config=configs/floating_point.py:85m
 python -m launch.train --config=configs/floating_point.py:85m --workdir=runs/85m
 python -m launch.train --config=configs/floating_point.py:85m,e4m3,block=128 --workdir=runs/85m-e4m3
 python -m launch.train --config=configs/floating_point.py:41m,e1m1,targets=P5,D=20e9 --workdir=runs/41m-P5
 
-First the size, then a format of E exponent and M mantissa bits; without one nothing is cast. block: elements that share
-a scale, or channel, which is the default: the whole axis that a product contracts, or tensor. targets: the operands
-cast, P2+P4+P6 unless given (quant.recipes). D: training tokens, 10,485,760,000 unless given, in whole batches of
-2,097,152. lr: peak learning rate, 3e-4 at every size.
+The model size comes first, then a format of E exponent and M mantissa bits; without a format nothing is cast. Options:
+    block    elements that share a scale: a number, channel (the default: the whole axis that a product contracts), or
+             tensor
+    targets  the operands that are cast, P2+P4+P6 by default (quant.recipes)
+    D        training tokens, 10,485,760,000 by default, rounded down to whole batches of 2,097,152
+    lr       peak learning rate, 3e-4 by default at every size
 """
 
 from jaxlab.config import InputError

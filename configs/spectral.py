@@ -1,13 +1,16 @@
-"""A size of the spectral scaling laws (arXiv 2510.00537) on C4, its spectra measured as it trains.
+"""A model size of the spectral scaling laws (arXiv 2510.00537) on C4, with spectra measured during training.
 
 python -m launch.prepare --config=configs/spectral.py:130m
 python -m launch.train --config=configs/spectral.py:130m --workdir=runs/130m
 python -m launch.train --config=configs/spectral.py:250m,norm=post,ffn=weight,width=4 --workdir=runs/250m-post-weight
 python -m launch.train --config=configs/spectral.py:ngpt,width=8 --workdir=runs/ngpt-8
 
-70m, 130m and 250m are LLaMA in the Mix-LN recipe (2412.13795); gpt2 and ngpt have 12 layers of 768. width: of the
-feed-forward, as a multiple of d_model, the recipe's unless given; norm: pre, post or mix; ffn: normalisation of its
-weights, none, weight or hyperspherical; lr: peak learning rate, 1e-3.
+70m, 130m and 250m are LLaMA models with the training recipe of Mix-LN (2412.13795); gpt2 and ngpt have 12 layers of
+d_model 768. Options:
+    width  feed-forward width as a multiple of d_model, the recipe's by default
+    norm   norm placement: pre, post or mix
+    ffn    normalisation of the feed-forward weights: none, weight or hyperspherical
+    lr     peak learning rate, 1e-3 by default
 """
 
 from jaxlab.config import InputError

@@ -47,14 +47,15 @@ NOT_NEGATIVE = (
     "evaluate.tasks_every_tokens", "evaluate.task_items", "spectra.tokens",
     "checkpoint.every_tokens",
 )  # fmt: skip
-# Sizes of arrays and indices into them, which are int32 where they are computed with; and what is done one by one.
+# Upper bounds: sizes of arrays and indices into them are int32 on the device; layers are built one by one.
 MOST = dict.fromkeys(
     ("replicas", "batch.tokens", "batch.context", "batch.micro_tokens", "model.vocab_size", "model.context",
      "model.d_model", "model.num_heads", "model.num_kv_heads", "model.head_dim", "model.d_ff", "model.num_experts",
      "compute.steps_per_call", "spectra.tokens"),
     2**31 - 1,
 ) | {"seed": 2**32 - 1, "model.num_layers": 10_000}  # fmt: skip
-# Keys that do nothing unless another one has one of these values, or any that is not its default.
+# {key: (other key, values)}: the key has no effect unless the other key has one of the values, or, where no values are
+# given, a value other than its default.
 NEEDS = {
     "model.mix_fraction": ("model.norm_placement", ("mix",)),
     "model.rope_theta": ("model.positions", ("rotary",)),
@@ -64,20 +65,20 @@ NEEDS = {
     "schedule.decay_shape": ("schedule.name", ("wsd", "constant")),
     **{f"diloco.{k}": ("diloco.sync_every", ()) for k in ("average", "codec", "fragments", "overlap", "mix", "eager")},
 }
-# What may differ when a run is resumed: where and how it computes and what it writes, not what it computes.
+# Keys that may differ when a run is resumed: where and how it computes and what it measures, not the training itself.
 RESUMABLE = (
     "mesh", "compute", "quant.fp8", "checkpoint", "log", "data.archives", "data.store", "data.tfds_dir",
     "evaluate.tasks", "evaluate.tasks_every_tokens", "evaluate.task_items", "evaluate.items_from", "spectra",
 )  # fmt: skip
 
 
-NGPT = {  # what nGPT (2410.01131) has in place of these keys
+NGPT = {  # the values that nGPT (2410.01131) requires
     "positions": "rotary", "ffn": "swiglu", "qk_norm": False, "tied": False, "use_bias": False, "norm_placement": "pre",
     "ffn_weight_norm": "none",
 }  # fmt: skip
 
 
-EXPERTS = {  # the only experts there are
+EXPERTS = {  # the values that experts require
     "ffn": "swiglu", "use_bias": False, "ffn_weight_norm": "none", "layer_d_ff": "", "parametrisation": "standard",
 }  # fmt: skip
 
@@ -94,125 +95,125 @@ def default() -> ConfigDict:
     """Every key that a run has, with its default: a 1.3M-parameter Chinchilla-type decoder on news text."""
     c = ConfigDict()
     c.seed = 0
-    c.tokens = 2_000_000  # D: the run ends at its last whole step within this many training tokens
-    c.replicas = 1  # M: models trained side by side, each on its share of every batch
+    c.tokens = 2_000_000  # D, training tokens: the run ends with the last whole step that does not exceed them
+    c.replicas = 1  # M: copies of the model, each trained on an equal part of every batch (see diloco)
 
     c.data = ConfigDict()
     c.data.source = "news"  # news | papers | cloud-docs | docs | files:GLOB | tfds:NAME/CONFIG
     c.data.tokenizer = "bpe:4096"  # bytes | bpe:VOCABULARY | spm:PATH | hf:PATH
     c.data.store = "data/news-bpe4096"  # the prepared tokens: a folder or gs:// path
-    c.data.archives = "data/archives"  # where downloaded archives are kept
-    c.data.tfds_dir = ""  # data_dir of prepared TFDS data sets; empty: the TFDS default
-    c.data.validation_fraction = 0.02  # share of the documents held out
+    c.data.archives = "data/archives"  # the folder for downloaded archives
+    c.data.tfds_dir = ""  # data_dir of prepared TFDS data sets; empty: TFDS's default
+    c.data.validation_fraction = 0.02  # fraction of the documents that is held out for validation
 
     c.model = ConfigDict()
-    c.model.family = "chinchilla"  # a label: the keys below say everything
+    c.model.family = "chinchilla"  # only a label, used for export; the keys below define the model
     c.model.vocab_size = 0  # 0: the tokenizer's
-    c.model.context = 256  # longest sequence the model takes, tokens
+    c.model.context = 256  # the longest sequence that the model accepts, in tokens
     c.model.num_layers = 4
     c.model.d_model = 128
     c.model.num_heads = 4
     c.model.num_kv_heads = 4  # fewer than num_heads: grouped-query attention
     c.model.head_dim = 32
     c.model.d_ff = 512
-    c.model.layer_d_ff = ""  # d_ff of each layer, as in 256,512,512,1024; empty: the same in all
-    c.model.num_experts = 0  # above 0: every layer has as many, each d_ff wide, in place of its feed-forward layer
-    c.model.experts_per_token = 0  # k: how many of them a token passes through
-    c.model.balance_loss = 0.0  # weight of the layers' mean load-balancing loss (model.moe)
+    c.model.layer_d_ff = ""  # one d_ff for each layer, as in 256,512,512,1024; empty: d_ff in all
+    c.model.num_experts = 0  # above 0: mixture of experts; every feed-forward layer has this many, each d_ff wide
+    c.model.experts_per_token = 0  # k: how many experts process a token
+    c.model.balance_loss = 0.0  # weight of the load-balancing loss, averaged over layers (model.moe)
     c.model.norm = "layer"
     c.model.norm_eps = 1e-6
-    c.model.norm_placement = "pre"  # post: after the residual sum; mix: post in the first layers (2412.13795)
-    c.model.mix_fraction = 0.25  # mix: share of the layers that are post
+    c.model.norm_placement = "pre"  # pre; post: after the residual sum; mix: post in the first layers, pre after
+    c.model.mix_fraction = 0.25  # mix (Mix-LN, 2412.13795): fraction of the layers with post-norm
     c.model.positions = "rotary"
     c.model.rope_theta = 10_000.0
     c.model.ffn = "gelu"
-    c.model.ffn_weight_norm = "none"  # norm 1 of every output's weights, hyperspherical, or a learned one, weight
-    c.model.qk_norm = True  # normalise queries and keys per head, before positions are applied
-    c.model.tied = True  # the head is the embedding
-    c.model.use_bias = False  # biases in linears and LayerNorms (GPT-2)
+    c.model.ffn_weight_norm = "none"  # of each output's weight vector: hyperspherical: norm 1; weight: learned norm
+    c.model.qk_norm = True  # normalise queries and keys in each head, before rotary positions are applied
+    c.model.tied = True  # the output head shares the embedding matrix
+    c.model.use_bias = False  # biases in linear layers and LayerNorms, as in GPT-2
     c.model.init_std = 0.0  # normal(0, std); 0: truncated normal with variance 1 / fan-in
     c.model.parametrisation = "standard"  # ngpt: weights and hidden states of unit norm (2410.01131)
-    c.model.z_loss = 1e-4  # weight of (log Z)^2 in the objective
+    c.model.z_loss = 1e-4  # weight of (log Z)^2 in the training loss, Z the softmax normaliser
 
-    c.quant = ConfigDict()  # casts of the operands of the blocks' linears (quant.recipes)
+    c.quant = ConfigDict()  # casts operands of the matrix products in the blocks' linear layers (quant.recipes)
     c.quant.recipe = "none"  # none | capybara | all | mxfp8 | mxfp4 | nvfp4 | deepseek_v3
-    c.quant.cast = ""  # changes to all operands that the recipe casts, as in e2m1,block=32
-    c.quant.P1 = ""  # changes to one operand, none: not cast. Forward: P1 x, P2 w; input gradient: P3 dy, P4 w;
-    c.quant.P2 = ""  # weight gradient: P5 dy, P6 x
+    c.quant.cast = ""  # another format for all operands that the recipe casts, as in e2m1,block=32
+    c.quant.P1 = ""  # another format for one operand; none: not cast. Forward product: P1 activations x, P2 weights w;
+    c.quant.P2 = ""  # input gradient: P3 output gradient dy, P4 w; weight gradient: P5 dy, P6 x
     c.quant.P3 = ""
     c.quant.P4 = ""
     c.quant.P5 = ""
     c.quant.P6 = ""
-    c.quant.stages = ""  # changes over tokens, as in 0:e2m1/4e8:e4m3/8e8:none
-    c.quant.fp8 = "auto"  # products in FP8: auto, where they are known to be faster; native, or refuse; simulated
+    c.quant.stages = ""  # format as a function of tokens consumed, as in 0:e2m1/4e8:e4m3/8e8:none
+    c.quant.fp8 = "auto"  # FP8 products: native or refused; simulated in the activations' type; auto: what is faster
 
     c.batch = ConfigDict()
-    c.batch.tokens = 8_192  # B: global batch, all replicas together
+    c.batch.tokens = 8_192  # B: tokens in a global batch, summed over replicas
     c.batch.context = 256  # L: tokens in a training sequence
-    c.batch.growth = ""  # B over tokens: 0:2Mi 125B:4Mi | curve:A,b,c every 125B | seesaw:1.1 (docs/batch_size.md)
-    c.batch.lr_rule = "kept"  # what becomes of lr when B grows; else by sqrt(B), by B, by sqrt(2) a doubling
-    c.batch.context_growth = ""  # L over tokens in place of batch.context, which validation keeps
-    c.batch.micro_tokens = 0  # gradient accumulation: tokens of one replica's micro-batch; 0: no accumulation
+    c.batch.growth = ""  # B as a function of tokens: 0:2Mi 125B:4Mi | curve:A,b,c every 125B | seesaw:1.1
+    c.batch.lr_rule = "kept"  # when B grows, lr: unchanged | x sqrt(B / first B) | x B / first B | x sqrt(2) a doubling
+    c.batch.context_growth = ""  # L as a function of tokens, as in 0:128 1M:256; validation stays at batch.context
+    c.batch.micro_tokens = 0  # gradient accumulation: tokens in one replica's micro-batch; 0: none
 
     c.optim = ConfigDict()  # AdamW; Adam is weight_decay = 0
     c.optim.b1 = 0.9
     c.optim.b2 = 0.99
     c.optim.eps = 1e-8
     c.optim.weight_decay = 0.0
-    c.optim.decay = "independent"  # weights shrink by weight_decay a step; coupled: x lr; timescale: x lr B / first B
+    c.optim.decay = "independent"  # shrinks weights by weight_decay a step; coupled: x lr; timescale: x lr B / first B
     c.optim.decay_mask = "matrices"  # matrices: kernels and embeddings; all: norms and biases too
-    c.optim.clip = 1.0  # global norm; 0: off
+    c.optim.clip = 1.0  # clip the gradient to this global norm; 0: no clipping
 
-    c.diloco = ConfigDict()  # replicas that train apart and meet (optim.diloco)
-    c.diloco.sync_every = 0  # H: inner steps in a round; 0: they never meet
-    c.diloco.outer_lr = 0.6  # eta; 0.4 for one replica, 0.6 for 2 and 4, 0.8 for 8 (2503.09799)
-    c.diloco.outer_momentum = 0.9  # Nesterov
-    c.diloco.average = "mean"
-    c.diloco.codec = "float32"  # what replicas send
-    c.diloco.fragments = 1  # P: parts of the model that meet at different steps of a round (Streaming DiLoCo)
-    c.diloco.fragment_order = "strided"
-    c.diloco.overlap = 0  # tau: inner steps that an outer gradient is under way
-    c.diloco.mix = 0.0  # alpha: share of itself that a replica keeps when they meet
-    c.diloco.eager = False  # the own change counts at once, the others' a round later (Eager Updates)
+    c.diloco = ConfigDict()  # replicas take H local steps, then an outer step synchronises them (optim.diloco)
+    c.diloco.sync_every = 0  # H: inner steps between outer steps; 0: no outer steps
+    c.diloco.outer_lr = 0.6  # eta; published best: 0.4 for one replica, 0.6 for 2 and 4, 0.8 for 8 (2503.09799)
+    c.diloco.outer_momentum = 0.9  # Nesterov momentum of the outer optimiser
+    c.diloco.average = "mean"  # of the replicas' outer gradients; radial_directional: norms and directions separately
+    c.diloco.codec = "float32"  # number format in which each replica sends its outer gradient
+    c.diloco.fragments = 1  # P: parts of the model, synchronised at different steps (Streaming DiLoCo, 2501.18512)
+    c.diloco.fragment_order = "strided"  # which layers form a fragment: every P-th | runs of layers | equal bytes
+    c.diloco.overlap = 0  # tau: inner steps between sending an outer gradient and applying it
+    c.diloco.mix = 0.0  # alpha: weight of a replica's local parameters when global parameters are merged into it
+    c.diloco.eager = False  # apply a replica's own delta now, the others' one round later (Eager Updates, 2502.12996)
 
-    c.schedule = ConfigDict()  # a function of tokens consumed
+    c.schedule = ConfigDict()  # the learning rate as a function of tokens consumed
     c.schedule.name = "cosine"
     c.schedule.peak_lr = 2.0**-8
     c.schedule.warmup_tokens = 100_000
-    c.schedule.final_fraction = 0.05  # of the peak, at the end
-    c.schedule.decay_tokens = 0  # wsd: length of the decay
-    c.schedule.decay_shape = "linear"  # wsd
+    c.schedule.final_fraction = 0.05  # learning rate at the end, as a fraction of the peak
+    c.schedule.decay_tokens = 0  # wsd: tokens of the decay at the end
+    c.schedule.decay_shape = "linear"  # wsd: the shape of the decay
 
-    c.mesh = ConfigDict()  # devices along each axis
+    c.mesh = ConfigDict()  # number of devices along each axis
     c.mesh.replica = 1
-    c.mesh.data = -1  # -1: all devices that are left
+    c.mesh.data = -1  # -1: all remaining devices
     c.mesh.tensor = 1
-    c.mesh.fsdp = True  # parameters and optimiser state sharded over `data` too
+    c.mesh.fsdp = True  # shard parameters and optimiser state over `data` too
 
-    c.compute = ConfigDict()  # the same numbers, computed in another way
-    c.compute.dtype = "auto"  # of activations; auto: bfloat16 on accelerators, float32 on CPU
-    c.compute.layers = "auto"  # scan: compile time flat in depth; auto: on TPUs, and past 24 layers on a GPU
+    c.compute = ConfigDict()  # how the training step is computed; results agree up to rounding
+    c.compute.dtype = "auto"  # type of activations; auto: bfloat16 on accelerators, float32 on CPU
+    c.compute.layers = "auto"  # scan: compile time independent of depth; auto: scan on TPU and on GPU above 24 layers
     c.compute.attention = "auto"  # auto: chunked on CPU, cudnn on GPU, splash on TPU
-    c.compute.remat = "none"
-    c.compute.loss_chunk = 256  # positions whose logits exist at a time
+    c.compute.remat = "none"  # recomputed in the backward pass: none | dots: all but linear layers and attention | full
+    c.compute.loss_chunk = 256  # positions whose logits are in memory at one time
     c.compute.steps_per_call = 1  # optimiser steps in one compiled call
 
     c.evaluate = ConfigDict()
     c.evaluate.every_tokens = 500_000  # 0: only at the end
-    c.evaluate.tokens = 0  # validation tokens; 0: all of them
+    c.evaluate.tokens = 0  # validation tokens to use; 0: all
     c.evaluate.tasks = ""  # as in hellaswag,piqa,arc_easy,arc_challenge,mmlu:5,cmmlu:5 (evaluate.tasks)
     c.evaluate.tasks_every_tokens = 0  # 0: only at the end
-    c.evaluate.task_items = 0  # the first items of each task; 0: all of them
-    c.evaluate.items_from = "archive"  # where they are: archive | tfds | PATH
+    c.evaluate.task_items = 0  # score only this many items of each task; 0: all
+    c.evaluate.items_from = "archive"  # source of the items: archive | tfds | PATH
 
-    c.spectra = ConfigDict()  # of the feed-forward activations of training tokens (train.spectra)
-    c.spectra.at = ""  # log:50, as many times, at equal ratios of tokens | every:500000 | 1e5 2e5 5e5; empty: never
-    c.spectra.tokens = 0  # training tokens that a measurement takes; 0: one batch
-    c.spectra.taps = "post"  # what enters the down projections; pre: what enters the activation functions
+    c.spectra = ConfigDict()  # covariance spectra of feed-forward activations on training tokens (train.spectra)
+    c.spectra.at = ""  # log:50 (50 times, log-spaced in tokens) | every:500000 | 1e5 2e5 5e5; empty: never
+    c.spectra.tokens = 0  # training tokens in one measurement; 0: one batch
+    c.spectra.taps = "post"  # post: inputs of the down projections; pre+post: also inputs of the activation functions
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_tokens = 500_000  # 0: only at the end
-    c.checkpoint.keep = 2
+    c.checkpoint.keep = 2  # how many of the newest checkpoints are kept
 
     c.log = ConfigDict()
     c.log.tensorboard = True

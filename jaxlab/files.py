@@ -1,7 +1,7 @@
-"""Files that people name and files that the project wrote: paths, one guard for reading, records under a checksum.
+"""Paths given by users, errors of unreadable files as one line, and JSON records with checksums.
 
-A record is a JSON file, or a line of a JSON-lines file, that carries a checksum of its own content. A changed byte is
-therefore noticed wherever it is, and nobody computes with it. Records of versions without checksums still open.
+A record is a JSON file, or a line of a JSON-lines file, that holds a checksum of its own content: any changed byte is
+noticed. Records of older versions, without checksums, can still be read.
 """
 
 import fcntl
@@ -15,34 +15,35 @@ from pathlib import Path
 
 from jaxlab.config import InputError
 
-CHECKSUM = "crc32"  # the key of a record that holds the checksum of all others
+CHECKSUM = "crc32"  # the key under which a record holds the checksum of all other keys
 
 
 def local(text: str | Path, key: str) -> Path:
-    """The path on a disk that a person gave for `key`, with `~` and `~user` expanded.
+    """The path on a disk that a user gave for `key`, with `~` and `~user` expanded.
 
     Raises InputError, naming the key, for an empty path, an address such as gs://..., an unknown user, a null
-    character and what is not UTF-8.
+    character, and text that is not UTF-8.
     """
     text = str(text)
     if not text:
         raise InputError(f"{key}=: must name a file or a folder")
     if "://" in text:
         raise InputError(f"{key}={text}: must be on a disk that is mounted here; only data.store takes an address")
-    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):  # surrogates stand for bytes that are no text
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):  # surrogates stand for bytes that are not UTF-8
         raise InputError(f"{key}={text!a}: a path must be UTF-8 text without null characters")
     try:
         return Path(text).expanduser()
-    except RuntimeError as error:  # of pathlib, for ~user
+    except RuntimeError as error:  # pathlib's, for an unknown ~user
         raise InputError(f"{key}={text}: {first_line(error)}") from error
 
 
 @contextmanager
 def reading(where: str | Path) -> Iterator[None]:
-    """Within it, whatever a foreign or damaged file makes its reader raise becomes one InputError that names `where`.
+    """A context in which any error of reading a foreign or damaged file becomes an InputError of one line that names
+    `where`.
 
-    Readers of other people's formats raise dozens of kinds (of zlib, zip, csv, Arrow, safetensors, recursion, numbers
-    of too many digits); a person needs one line of any of them. An InputError passes as it is.
+    Readers of foreign formats raise dozens of types of errors (of zlib, zip, csv, Arrow, safetensors, recursion,
+    numbers with too many digits). An InputError is passed on unchanged.
     """
     try:
         yield
@@ -55,30 +56,31 @@ def reading(where: str | Path) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in at most 200 characters of one line; the name of its kind where it says nothing."""
+    """The first line of an error's message, at most 200 characters; the name of its type if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def parse_json(content: bytes | str, where: str | Path):
-    """The value of JSON text that somebody else wrote.
+    """The value of foreign JSON text.
 
-    Raises InputError, naming `where`, for what is not JSON in UTF-8, and so for NaN and Infinity, unpaired surrogates,
-    numbers and nesting beyond what Python reads.
+    Raises InputError, naming `where`, for anything that is not JSON in UTF-8: also for NaN and Infinity, unpaired
+    surrogates, and numbers or nesting that Python cannot read.
     """
     with reading(where):
         text = content.decode("utf-8") if isinstance(content, bytes) else content
-        value = json.loads(text, parse_constant=_refused)
-        if "\\u" in text:  # an escaped surrogate without its partner is no text, and could not be written again
+        value = json.loads(text, parse_constant=_refuse)
+        if "\\u" in text:  # an unpaired surrogate could not be written as UTF-8 again
             json.dumps(value, ensure_ascii=False).encode()
         return value
 
 
-def _refused(constant: str):
+def _refuse(constant: str):
     raise ValueError(f"{constant} is not JSON")
 
 
 def need(content, where: str | Path, **kinds: type | tuple[type, ...]) -> dict:
-    """`content`, if it is a dict with these keys, each of its kind; else InputError, naming `where` and the key."""
+    """`content`, checked to be a dict with the keys of `kinds`, each of the given type. Raises InputError, naming
+    `where` and the key, if it is not."""
     if not isinstance(content, dict):
         raise InputError(f"{where}: holds {_shown(content)}; must be a JSON object")
     for key, kind in kinds.items():
@@ -97,7 +99,7 @@ def _shown(value) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within it, an OSError that names no file, as that of a full disk, names `path`."""
+    """A context in which an OSError that names no file, such as that of a full disk, gets the name `path`."""
     try:
         yield
     except OSError as error:
@@ -107,7 +109,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Writes a file beside its place and renames it: whoever looks finds the old file or the new one, whole."""
+    """Writes a temporary file beside `path` and renames it, so that a reader finds the complete old or new file."""
     part = path.with_name(f"{path.name}.part")
     try:
         with writing(path), part.open("wb") as file:
@@ -115,17 +117,18 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:  # a full disk above all, which half a file makes fuller
+    except BaseException:  # for example a full disk, on which half a file should not stay
         part.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
 def locked(path: Path, patience: float = 0.0) -> Iterator[bool]:
-    """Whether this process now has the lock on a file, which is made if need be and then holds the process's number.
+    """A context whose value says whether this process has the lock on the file `path`. The file is created if need be,
+    and the holder writes its process id into it.
 
-    The lock is the file system's, and goes with the process, however that ends. patience: seconds for which to try.
-    Raises OSError where the file cannot be written, or can have no lock.
+    The lock belongs to the file system and is released when the process ends, however it ends. patience: seconds for
+    which to try. Raises OSError if the file cannot be written or locked.
     """
     until = time.monotonic() + patience
     with path.open("a") as file:
@@ -138,7 +141,7 @@ def locked(path: Path, patience: float = 0.0) -> Iterator[bool]:
 
 
 def lock(file, kind: int) -> bool:
-    """Whether an open file now has a lock of this kind of fcntl's: not while another process has one."""
+    """Tries to lock an open file with `kind`, LOCK_EX or LOCK_SH of fcntl; False if another process has a lock."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -147,34 +150,36 @@ def lock(file, kind: int) -> bool:
 
 
 def seal(content: dict) -> bytes:
-    """A JSON object as the bytes of a file, indented, with its checksum as the last key."""
-    content = json.loads(json.dumps(content))  # as it will be read: keys are strings, tuples are lists
+    """A JSON object as indented text in bytes, with its checksum as the last key."""
+    content = json.loads(json.dumps(content))  # as it will be read back: keys as strings, tuples as lists
     return (json.dumps(content | {CHECKSUM: _checksum(content)}, indent=1) + "\n").encode()
 
 
 def unseal(content: bytes, where: str | Path, **kinds) -> dict:
-    """The object that `seal` wrote, without its checksum. Raises InputError, naming `where`, where the checksum is not
-    that of the content, and as `need`. A record of a version without checksums is taken as it is."""
+    """The object that `seal` wrote, without its checksum. A record without one, of an older version, is accepted.
+
+    Raises InputError, naming `where`, if the checksum does not match the content, and as `need` does.
+    """
     with reading(where):
         record = json.loads(content.decode("utf-8"))
     record = dict(need(record, where))
     checksum = record.pop(CHECKSUM, None)
     if checksum is None and record:
-        last = next(reversed(record))  # where a checksum would be, were its name whole
+        last = next(reversed(record))  # where the checksum would be, if its key is damaged
         if record[last] == _checksum({key: value for key, value in record.items() if key != last}):
             raise InputError(f"{where}: is damaged: its checksum has the name {last!r}")
     if checksum is not None and checksum != _checksum(record):
-        raise InputError(f"{where}: is damaged: its content does not have the checksum that it says")
+        raise InputError(f"{where}: is damaged: its content does not match its checksum")
     return need(record, where, **kinds)
 
 
 def write_record(path: Path, content: dict) -> None:
-    """Writes a record in one piece."""
+    """Writes a record as a whole (see `write_atomic`)."""
     write_atomic(path, seal(content))
 
 
 def read_record(path: Path, **kinds) -> dict:
-    """The record at `path`; InputError as `unseal`, and where there is none."""
+    """The record at `path`. Raises InputError as `unseal` does, and if there is none."""
     with reading(path):
         content = path.read_bytes()
     return unseal(content, path, **kinds)
@@ -187,11 +192,11 @@ def sealed_row(row: dict) -> str:
 
 
 def read_rows(path: Path, **kinds) -> tuple[list[dict], list[bytes]]:
-    """(sound rows without their checksums, other lines as they are) of a JSON-lines file, in order.
+    """(valid rows without their checksums, other lines unchanged) of a JSON-lines file, in order.
 
-    A row is sound if it is an object with keys of these kinds (see `need`) and its checksum is right. Rows without a
-    checksum are of older versions, and sound only before the first row that has one. Raises InputError where there is
-    no file to read.
+    A row is valid if it is an object with keys of these types (see `need`) and its checksum is right. Rows without a
+    checksum, from older versions, are valid only before the first row with one. Raises InputError if the file cannot be
+    read.
     """
     with reading(path):
         lines = path.read_bytes().split(b"\n")
@@ -199,21 +204,21 @@ def read_rows(path: Path, **kinds) -> tuple[list[dict], list[bytes]]:
     for line in filter(bytes.strip, lines):
         try:
             row = unseal(line, path, **kinds)
-            now = CHECKSUM in json.loads(line)
-            if sealed and not now:
+            has_checksum = CHECKSUM in json.loads(line)
+            if sealed and not has_checksum:
                 raise InputError(f"{path}: a row has lost its checksum")
         except InputError:
             others.append(line)
             continue
-        sealed = now
+        sealed = has_checksum
         rows.append(row)
     return rows, others
 
 
 def mended_rows(path: Path, say: Callable[[str], None], keep: Callable[[dict], bool], **kinds) -> list[dict]:
-    """The sound rows of a JSON-lines file for which keep(row); the file is written again with these alone.
+    """The valid rows of a JSON-lines file for which keep(row) is true; the file is rewritten with only these.
 
-    Lines that are not sound are added to PATH.damaged, and `say` is told. Only for whoever owns the file.
+    Invalid lines are appended to PATH.damaged, and `say` prints so. Only the process that owns the file may call it.
     """
     rows, others = read_rows(path, **kinds)
     if others:
@@ -228,5 +233,5 @@ def mended_rows(path: Path, say: Callable[[str], None], keep: Callable[[dict], b
 
 
 def _checksum(content: dict) -> int:
-    """CRC-32 of the content as compact JSON: of what it says, not of how it is spaced."""
+    """CRC-32 of the content as compact JSON, so that white space does not matter."""
     return zlib.crc32(json.dumps(content, separators=(",", ":")).encode())

@@ -1,1 +1,1 @@
-"""Programs started as `python -m launch.NAME` from the root of the repository; the only readers of flags."""
+"""Programs that are started as `python -m launch.NAME` from the root of the repository. Only these read flags."""

@@ -1,4 +1,4 @@
-"""What every launcher has in common: the config flag, and bad input answered with one line."""
+"""What all launchers share: the config flag, and one line of error for bad input."""
 
 import io
 import logging
@@ -19,17 +19,17 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def with_huge_pages() -> None:
-    """Starts this process again, as it was started, with glibc asking for huge pages, unless GLIBC_TUNABLES is set.
+    """Restarts this process with the same arguments and with huge pages in glibc, unless GLIBC_TUNABLES is set.
 
-    On CPU XLA maps its temporaries anew in every step, and with pages of 4 KiB a fifth of the step is page faults.
-    glibc reads the setting only at the start of a process; other C libraries ignore it.
+    On CPU XLA allocates its temporaries anew in every step, and with pages of 4 KiB a fifth of the step goes into page
+    faults. glibc reads the setting only when a process starts; other C libraries ignore it.
     """
     if "GLIBC_TUNABLES" not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HUGE_PAGES)
 
 
 def run(main: Callable[[ConfigDict, Console], int]) -> None:
-    """Exits with the status of main(config, console), the config that of the flag --config; see `run_actions`."""
+    """Exits with the status of main(config, console), with the config of the flag --config; see `run_actions`."""
     experiment = flags.DEFINE_string("config", None, "experiment: FILE.py of configs/, or FILE.py:ARGUMENTS")
     flags.mark_flag_as_required("config")
 
@@ -43,13 +43,13 @@ def run(main: Callable[[ConfigDict, Console], int]) -> None:
 
 
 def run_actions(main: Callable[[list[str], Console], int]) -> None:
-    """Exits with the status of main(words, console), words being what is left of the command line when the flags have
-    been read; bad input exits with 2 and one line on stderr, a run that fails with 1 and one line."""
+    """Exits with the status of main(words, console), where words are the arguments that are not flags. Bad input exits
+    with status 2 and one line on stderr, a run that fails with status 1 and one line."""
     exit_with(lambda: _words(sys.argv[1:]), main)
 
 
 def console(**options) -> Console:
-    """A console that prints names as they are: neither [square brackets] nor :colons: in them mean anything."""
+    """A console that prints text literally: [square brackets] and :colons: have no special meaning."""
     return Console(markup=False, emoji=False, **options)
 
 
@@ -74,8 +74,8 @@ def split(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def read(experiment: str, changes: dict[str, str]) -> ConfigDict:
-    """The checked config of FILE.py or FILE.py:ARGUMENTS, with changes {key: text}. InputError for whatever is wrong
-    with it: a file may change defaults, not add or lose keys."""
+    """The checked config of FILE.py or FILE.py:ARGUMENTS, with changes {key: text}. Raises InputError for any error in
+    it; a file may change values, but not add or remove keys."""
     name, colon, arguments = experiment.partition(":")
     path = local(name, "--config")
     if not path.is_file():
@@ -90,7 +90,7 @@ def read(experiment: str, changes: dict[str, str]) -> ConfigDict:
         raise
     except InputError as error:
         raise InputError(f"--config={experiment}: {error}") from error
-    except BaseException as error:  # whatever a file does, exit() among it
+    except BaseException as error:  # anything that the file does, exit() included
         raise InputError(f"--config={experiment}: {_said(error)}") from error
     check_keys(values)
     config = default()
@@ -106,7 +106,7 @@ def _said(error: BaseException) -> str:
 
 
 def _words(arguments: list[str]) -> list[str]:
-    """Reads the flags; what is left. Raises InputError, for a flag that is there twice too."""
+    """Reads the flags and returns the other arguments. Raises InputError, also for a flag that is given twice."""
     for name in flags.FLAGS:
         flags.FLAGS[name].allow_overwrite = False
     try:
@@ -116,13 +116,13 @@ def _words(arguments: list[str]) -> list[str]:
 
 
 def exit_with(read: Callable[[], object], main: Callable[[object, Console], int]) -> None:
-    """Exits with the status of main(read(), console); what a person has to know of an error is one line on stderr."""
+    """Exits with the status of main(read(), console). Expected errors are printed as one line on stderr."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text of the terminal's encoding
+        if isinstance(stream, io.TextIOWrapper):  # file names may not be encodable for the terminal
             stream.reconfigure(errors="backslashreplace")
     try:
         arguments = read()
-        for name in ("absl", "asyncio"):  # Orbax's: what matters of it is raised, and said in one line
+        for name in ("absl", "asyncio"):  # their messages: errors are raised as well and printed in one line
             logging.getLogger(name).setLevel(logging.CRITICAL)
         code = main(arguments, console())
         sys.stdout.flush()
@@ -133,7 +133,7 @@ def exit_with(read: Callable[[], object], main: Callable[[object, Console], int]
         from jaxlab import parallel  # imports jax, which has run by now
 
         sys.exit(parallel.fail(f"{error}; what was saved before is kept"))
-    except BrokenPipeError:  # whoever read the output has read enough
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
@@ -143,7 +143,7 @@ def exit_with(read: Callable[[], object], main: Callable[[object, Console], int]
         _fail(f"text that cannot be read or written: {first_line(error)}")
     except MemoryError as error:
         _fail(f"out of memory: {first_line(error)}", status=1)
-    except RuntimeError as error:  # of XLA, on any device
+    except RuntimeError as error:  # raised by XLA, on any device
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         _fail(f"out of memory: {first_line(error)}", status=1)

@@ -1,9 +1,9 @@
 """Scores a trained model: python -m launch.evaluate --config=configs/demo.py --workdir=runs/demo --tasks=hellaswag,piqa
 
-Tasks: hellaswag, piqa, arc_easy, arc_challenge, mmlu:SHOTS, cmmlu:SHOTS, by log-likelihood; --stores=A,B gives loss
-and perplexity on the validation splits of token stores. Writes WORKDIR/evaluation/TASK.jsonl, an item a line, and
-results.json, both by the bits of the checkpoint's state. Items that are there already for the same state, in the same
-arithmetic, are not scored again.
+Tasks are hellaswag, piqa, arc_easy, arc_challenge, mmlu:SHOTS and cmmlu:SHOTS, scored by log-likelihood. --stores=A,B
+gives loss and perplexity on the validation splits of token stores. Writes WORKDIR/evaluation/TASK.jsonl, one line for
+each item, and results.json. Both identify the checkpoint by a hash of its state. Items that were scored before with the
+same state and arithmetic are not scored again.
 """
 
 import hashlib
@@ -29,17 +29,17 @@ from launch import entry
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 _TASKS = flags.DEFINE_string("tasks", "", "tasks, as in hellaswag,piqa,arc_easy,arc_challenge,mmlu:5,cmmlu:5")
-_ITEMS = flags.DEFINE_string("items", "archive", "archive (fetched), tfds (prepared), or a file or folder of items")
-_LIMIT = flags.DEFINE_integer("limit", 0, "of each task only the first items; 0: all", lower_bound=0)
-_STORES = flags.DEFINE_list("stores", [], "token stores whose validation splits are scored, made with one tokenizer")
+_ITEMS = flags.DEFINE_string("items", "archive", "archive (downloaded), tfds (prepared), or a file or folder of items")
+_LIMIT = flags.DEFINE_integer("limit", 0, "score only this many items of each task; 0: all", lower_bound=0)
+_STORES = flags.DEFINE_list("stores", [], "token stores, made with the run's tokenizer, to compute the loss on")
 _PROCESSES = flags.DEFINE_string("processes", "", "as for launch.train")
 flags.register_validator("workdir", bool, message="name the folder of the run, as in --workdir=runs/demo")
 
-QUIET_SECONDS = 15  # between lines where there is no terminal to draw a bar on
+QUIET_SECONDS = 15  # between progress lines if there is no terminal for a bar
 
 
 def open_stores(run, paths: list[str]) -> dict:
-    """{path: the run with that store's validation split}. Raises InputError for a store of another tokenizer."""
+    """{path: the run with the validation split of that store}. Raises InputError for a store of another tokenizer."""
     from jaxlab.data.order import Validation
     from jaxlab.data.store import open_store
 
@@ -60,16 +60,17 @@ def open_stores(run, paths: list[str]) -> dict:
 
 
 def arithmetic(run) -> list:
-    """What decides a score beside the parameters and the item: the model, its numbers, its tokenizer."""
+    """What a score depends on besides parameters and item: the model, its number formats, its tokenizer."""
     c, model = run.config, run.program.model
     dtype = np.dtype(model.dtype).name
     return [model.c.to_dict(), dtype, c.quant.to_dict(), c.tokens, run.store.meta["tokenizer_sha256"]]
 
 
 def score(choose, items: list, path: Path, model: dict, show, say, writes: bool = True) -> list[dict]:
-    """The records of all items, those that `path` lacks scored by choose(items) and appended.
+    """The records of all items. Those that the file `path` lacks are scored by choose(items) and appended to it.
 
-    model: {"state": `state_key`, "checkpoint": tokens, "arithmetic"} of what is scored. say: is told of damaged lines.
+    model: {"state": `state_key`, "checkpoint": tokens, "arithmetic"} of the scored model. say: prints a message about
+    damaged lines.
     """
     keys = [key(model, item) for item in items]
     rows = []
@@ -91,15 +92,15 @@ def score(choose, items: list, path: Path, model: dict, show, say, writes: bool 
 
 
 def key(model: dict, item) -> str:
-    """A name for all that decides an item's score, its whole text with its shots: the same item in another place is not
-    scored again."""
-    what = [model["state"], model["arithmetic"], item[1:]]
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    """A hash of everything that an item's score depends on, which includes its text with its shots but not its id: an
+    item that occurs in two places is scored once."""
+    content = [model["state"], model["arithmetic"], item[1:]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 @contextmanager
 def progress(console, name: str, total: int):
-    """Gives show(done), which moves a bar; without a terminal, prints a line now and then."""
+    """A context that gives show(done), which moves a bar or, without a terminal, prints a line now and then."""
     columns = (TextColumn(f"{name:14s}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     last = time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -116,31 +117,31 @@ def progress(console, name: str, total: int):
 
 
 def task_table(results: dict) -> Table:
-    """A row a task: the scores with their standard errors, in per cent, beside chance."""
+    """A row for each task: the scores with their standard errors, and chance, all in per cent."""
     from jaxlab.evaluate.choice import SCORES
 
     table = Table("task", "items", "chance, %", *SCORES)
     for name, r in results.items():
-        shares = [f"{100 * r[k]:.2f} ± {100 * r[f'{k}_se']:.2f}" if r["items"] else "" for k in SCORES]
-        table.add_row(name, f"{r['items']:,}", f"{100 * r['chance']:.2f}" if r["items"] else "", *shares)
+        scores = [f"{100 * r[k]:.2f} ± {100 * r[f'{k}_se']:.2f}" if r["items"] else "" for k in SCORES]
+        table.add_row(name, f"{r['items']:,}", f"{100 * r['chance']:.2f}" if r["items"] else "", *scores)
     return table
 
 
 def remarks(results: dict) -> list[str]:
-    """Of each task: the margin of the right choice, and what did not fit into the model's context."""
+    """Lines about each task: the margin of the right choice, and the items that do not fit into the model's context."""
     lines = []
     for name, r in results.items():
         if r["items"]:
             lines.append(f"{name}: right choice {r['margin']:+.4f} ± {r['margin_se']:.4f} nats/token above the others")
         if r["cut"]:
-            lines.append(f"{name}: of {r['cut']:,} items too long for the model's context only the right end was read")
+            lines.append(f"{name}: {r['cut']:,} items are longer than the model's context and lost their beginning")
         if r["left_out"]:
             lines.append(f"{name}: {r['left_out']:,} items left out, with a continuation longer than the context")
     return lines
 
 
 def store_table(results: dict) -> Table:
-    """A row a store: loss and perplexity a token, bits a byte."""
+    """A row for each store: loss and perplexity per token, bits per byte."""
     table = Table("store", "tokens", "nats/token", "perplexity", "bits/byte")
     for path, r in results.items():
         values = f"{r['loss']:.4f}", f"{r['perplexity']:.2f}", f"{r['bits_per_byte']:.4f}"
@@ -148,18 +149,18 @@ def store_table(results: dict) -> Table:
     return table
 
 
-def write_results(path: Path, model: dict, found: dict, say) -> None:
-    """Adds what was found to results.json: {state: {"tokens", "tasks": {...}, "stores": {...}}}."""
+def write_results(path: Path, model: dict, results: dict, say) -> None:
+    """Adds results {"tasks": {...}, "stores": {...}} to results.json: {state: {"tokens", "tasks", "stores"}}."""
     known = _known_results(path, say) if path.exists() else {}
     here = known.setdefault(model["state"], {"tokens": model["checkpoint"]})
-    for kind, results in found.items():
-        here[kind] = here.get(kind, {}) | results
+    for kind, values in results.items():
+        here[kind] = here.get(kind, {}) | values
     write_record(path, known)
 
 
 def _known_results(path: Path, say) -> dict:
-    """What results.json holds. One that is damaged, or of a version that named checkpoints by their tokens, is renamed,
-    and `say` is told."""
+    """The content of results.json. A file that is damaged, or of a version that named checkpoints by their tokens, is
+    renamed, and `say` prints so."""
     try:
         known = read_record(path)
         if not all(isinstance(entry, dict) and "tokens" in entry for entry in known.values()):
@@ -198,28 +199,28 @@ def main(config, console) -> int:
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
 
-    found = {"tasks": {}, "stores": {}}
+    results = {"tasks": {}, "stores": {}}
     for spec, items in tasks.items():
         path = folder / f"{spec.replace(':', '-')}.jsonl"
         with progress(console, spec, len(items)) as show:
             records = score(partial(run.choose, state), items, path, model, show, say, first)
-        found["tasks"][spec] = by_domain(records)
-    for path, of_store in stores.items():
-        result = of_store.evaluate(state)
-        found["stores"][path] = result | {"perplexity": perplexity(path, result["loss"])}
+        results["tasks"][spec] = by_domain(records)
+    for path, store_run in stores.items():
+        result = store_run.evaluate(state)
+        results["stores"][path] = result | {"perplexity": perplexity(path, result["loss"])}
     if first:
-        write_results(folder / "results.json", model, found, say)
+        write_results(folder / "results.json", model, results, say)
     if tasks:
-        console.print(task_table(found["tasks"]))
-        for line in remarks(found["tasks"]):
+        console.print(task_table(results["tasks"]))
+        for line in remarks(results["tasks"]):
             say(line)
     if stores:
-        console.print(store_table(found["stores"]))
+        console.print(store_table(results["stores"]))
     return 0
 
 
 def perplexity(store: str, loss: float) -> float:
-    """exp(loss). Raises InputError where that is beyond float64."""
+    """exp(loss). Raises InputError if that is beyond float64."""
     if not loss < math.log(sys.float_info.max):
         raise InputError(f"stores={store}: the loss is {loss} nats/token, whose perplexity is beyond float64")
     return math.exp(loss)

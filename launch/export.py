@@ -1,4 +1,4 @@
-"""Writes a trained model as a folder of transformers: python -m launch.export --config=configs/demo.py
+"""Writes a trained model as a folder that transformers opens: python -m launch.export --config=configs/demo.py
 --workdir=runs/demo --to=exported/demo"""
 
 from absl import flags
@@ -8,7 +8,7 @@ from launch import entry
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
 _TO = flags.DEFINE_string("to", None, "folder to write", required=True)
-_DTYPE = flags.DEFINE_string("dtype", "float32", "of the tensors: float32 or bfloat16")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "type of the tensors: float32 or bfloat16")
 
 
 def main(config, console) -> int:

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness with our model class: python -m launch.harness run --model jaxlab
+"""Runs lm-evaluation-harness with our model class: python -m launch.harness run --model jaxlab
 --model_args workdir=runs/demo --tasks piqa; all other arguments are the harness's own."""
 
 from jaxlab.config import InputError

@@ -1,5 +1,5 @@
-"""Starts a run from a folder of transformers: python -m launch.import_hf --config=configs/mine.py --from=FOLDER
---workdir=runs/mine; then launch.train with the same config and workdir goes on from there."""
+"""Starts a run from the parameters in a folder of transformers: python -m launch.import_hf --config=configs/mine.py
+--from=FOLDER --workdir=runs/mine; launch.train with the same config and workdir then trains on from them."""
 
 from absl import flags
 

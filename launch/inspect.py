@@ -1,7 +1,7 @@
 """Draws the spectra of a finished or running run: python -m launch.inspect --workdir=runs/demo
 
-Writes WORKDIR/spectra-post.png (and spectra-pre.png, where that was measured): eigenvalues at the last measurement,
-ranks over training, utilisation and concentration of each layer; prints a table of the last measurement.
+Writes WORKDIR/spectra-post.png (and spectra-pre.png, if that was measured): eigenvalues at the last measurement, ranks
+during training, utilisation and concentration of each layer. Prints a table of the last measurement.
 """
 
 import io
@@ -19,7 +19,7 @@ from launch import entry
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
 flags.register_validator("workdir", bool, message="name the folder of the run, as in --workdir=runs/demo")
 
-COLUMNS = {  # of the table: metric, format
+COLUMNS = {  # {column of the table: (metric, format)}
     "hard rank": ("hard_rank", ".1f"),
     "soft rank": ("soft_rank", ".1f"),
     "SUI": ("sui", ".3f"),
@@ -31,7 +31,7 @@ UTILISATIONS = {"soft": ("soft_utilisation", "^--"), "SUI": ("sui", "s-."), "har
 
 def measurements(workdir: Path) -> tuple[list[dict], dict[str, np.ndarray]]:
     """(rows of spectra of the run in workdir, {"TAP/LAYER": eigenvalues [D]} of the last of them). Raises InputError
-    where there are none, or not those that belong together."""
+    if there are none, or if rows and eigenvalues do not belong together."""
     path = workdir / "metrics.jsonl"
     if not path.exists():
         raise InputError(f"workdir={workdir}: holds no run")
@@ -53,7 +53,7 @@ def measurements(workdir: Path) -> tuple[list[dict], dict[str, np.ndarray]]:
         where = f"{path}: the spectra at {row['tokens']} tokens"
         files.need(row, where, **kinds)
         with files.reading(where):
-            np.array([row[key] for key in (*kinds, "tokens")], float)  # raises for integers beyond a figure's
+            np.array([row[key] for key in (*kinds, "tokens")], float)  # raises for integers that float64 cannot hold
     for tap in taps(eigenvalues):
         count = sum(key.startswith(f"{tap}/hard_rank/") for key in rows[-1])
         if count != depth(eigenvalues, tap):
@@ -70,24 +70,24 @@ def depth(eigenvalues: dict, tap: str) -> int:
 
 
 def layers(rows: list[dict], tap: str, metric: str) -> np.ndarray:
-    """[measurements, layers]."""
+    """Values of a metric, [measurements, layers]."""
     count = sum(key.startswith(f"{tap}/{metric}/") for key in rows[-1])
     return np.array([[row[f"{tap}/{metric}/{i}"] for i in range(count)] for row in rows])
 
 
 def table(rows: list[dict], widths: list[int]) -> Table:
-    """A row a layer: what enters the down projections at the last measurement."""
+    """A row for each layer: metrics of the inputs of its down projection at the last measurement."""
     from jaxlab.spectral.collapse import collapsed
 
-    found, lost = Table("layer", "D", *COLUMNS), collapsed(rows[-1])
+    shown, lost = Table("layer", "D", *COLUMNS), collapsed(rows[-1])
     for i, width in enumerate(widths):
         cells = [f"{rows[-1][f'post/{metric}/{i}']:{form}}" for metric, form in COLUMNS.values()]
-        found.add_row(f"{i} collapsed" if i in lost else f"{i}", f"{width:,}", *cells)
-    return found
+        shown.add_row(f"{i} collapsed" if i in lost else f"{i}", f"{width:,}", *cells)
+    return shown
 
 
 def figure(rows: list[dict], spectra: list[np.ndarray], tap: str, path: Path, title: str) -> None:
-    """Four panels as PNG; spectra: eigenvalues of every layer at the last measurement."""
+    """Draws four panels as PNG; spectra: the eigenvalues of every layer at the last measurement."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -95,16 +95,17 @@ def figure(rows: list[dict], spectra: list[np.ndarray], tap: str, path: Path, ti
     (decay, ranks), (use, top) = fig.subplots(2, 2)
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(spectra)))
     tokens, hard, soft = [row["tokens"] for row in rows], layers(rows, tap, "hard_rank"), layers(rows, tap, "soft_rank")
-    for i, (colour, found) in enumerate(zip(colours, spectra, strict=True)):
-        held = found[found > 0]  # the others are rounding
-        decay.loglog(np.arange(1, len(held) + 1), held / held.sum(), color=colour, lw=1.3, label=f"layer {i}")
+    for i, (colour, values) in enumerate(zip(colours, spectra, strict=True)):
+        positive = values[values > 0]  # a logarithmic axis has no zeros
+        fractions = positive / positive.sum()
+        decay.loglog(np.arange(1, len(fractions) + 1), fractions, color=colour, lw=1.3, label=f"layer {i}")
         ranks.loglog(tokens, soft[:, i], "--", color=colour, lw=1.2, marker=".", ms=3)
         ranks.loglog(tokens, hard[:, i], "-", color=colour, lw=1.2, marker=".", ms=3)
     decay.legend(frameon=False, fontsize="small", ncols=1 + len(spectra) // 9)
-    decay.set(xlabel="direction", ylabel="share of the variance", title=f"at {tokens[-1]:,} tokens")
+    decay.set(xlabel="eigenvalue, largest first", ylabel="fraction of the variance", title=f"at {tokens[-1]:,} tokens")
     for style, name in (("-", "hard rank"), ("--", "soft rank")):
         ranks.plot([], [], style, color="0.3", label=name)
-    ranks.set(xlabel="training tokens", ylabel="directions", title="over training, coloured by layer")
+    ranks.set(xlabel="training tokens", ylabel="rank", title="during training, coloured by layer")
     at = np.arange(len(spectra))
     for name, (metric, form) in UTILISATIONS.items():
         use.plot(at, layers(rows, tap, metric)[-1], form, ms=5, label=name)

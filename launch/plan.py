@@ -1,4 +1,4 @@
-"""What published laws say of a run before it is made:
+"""Prints what published scaling laws predict for a run:
 
 python -m launch.plan diloco --params=1.3e9 --replicas=4
 python -m launch.plan precision --params=1e9 --tokens=1e12
@@ -19,46 +19,46 @@ from jaxlab.config import InputError
 from jaxlab.cost import wallclock as cost
 from launch import entry
 
-_PARAMS = flags.DEFINE_float("params", None, "parameters N; for precision those of the blocks' linears")
-_REPLICAS = flags.DEFINE_integer("replicas", 1, "replicas M; 0: data-parallel alone")
-_TOKENS_PER_PARAM = flags.DEFINE_float("tokens_per_param", 20.0, "training tokens D / N")
-_CHIPS = flags.DEFINE_integer("chips", None, "chips in all; left out: one for 4,096 tokens of the batch")
+_PARAMS = flags.DEFINE_float("params", None, "parameters N; for precision those of the linear layers in the blocks")
+_REPLICAS = flags.DEFINE_integer("replicas", 1, "replicas M; 0: only data-parallel")
+_TOKENS_PER_PARAM = flags.DEFINE_float("tokens_per_param", 20.0, "training tokens per parameter, D / N")
+_CHIPS = flags.DEFINE_integer("chips", None, "number of chips; default: one for 4,096 tokens of the batch")
 _TOKENS = flags.DEFINE_float("tokens", None, "training tokens D")
 _BLOCK = flags.DEFINE_float("block", 128.0, "elements that share one scale, B")
 _D_MODEL = flags.DEFINE_integer("d_model", None, "width of the residual stream")
-_OPTIMISER = flags.DEFINE_string("optimiser", None, "whose published ranks: adamw (default), dion-1/16 or dion-1/2")
-_RANKS = flags.DEFINE_string("ranks", None, "CSV file of own ranks instead: columns width, hard_rank, soft_rank")
+_OPTIMISER = flags.DEFINE_string("optimiser", None, "published rank laws to use: adamw (default), dion-1/16, dion-1/2")
+_RANKS = flags.DEFINE_string("ranks", None, "CSV file with ranks of your own instead: width, hard_rank, soft_rank")
 _SCHEDULE = flags.DEFINE_string("schedule", None, "batch sizes: 0:2Mi 125B:4Mi, or curve:A,b,c every 125B, A N^b D^c")
-# named as what the plans take
+# Flags have the names of the plans' arguments.
 FLAGS = (_PARAMS, _REPLICAS, _TOKENS_PER_PARAM, _CHIPS, _TOKENS, _BLOCK, _D_MODEL, _OPTIMISER, _RANKS, _SCHEDULE)
-WIDTH = 120  # tables are wider than a pipe is said to be
-SEQUENCE = 2_048  # tokens, in every run behind the laws
+WIDTH = 120  # characters; tables are wider than the default for a pipe
+SEQUENCE = 2_048  # tokens in a sequence, in every run behind the laws
 BUSY = 0.9  # compute utilisation to reach
-LINES = (  # (quantity, source) of the strings of `diloco_column`, in their order
-    ("loss, nats a token of C4", "law in N and M, D = 20 N; data-parallel its own"),
-    ("peak learning rate", "laws of the same kind"),
+LINES = (  # (quantity, source) for each string of `diloco_column`, in the same order
+    ("validation loss on C4, nats/token", "law in N and M at D = 20 N; data-parallel: law in N"),
+    ("peak learning rate", "laws of the same form"),
     ("  on the grid", "nearest power of sqrt 2"),
-    ("batch B, tokens", "laws of the same kind"),
-    ("  on the grid", "nearest power of two of tokens a replica"),
-    ("  sequences a replica", f"of {SEQUENCE:,} tokens"),
-    ("outer learning rate", "best by M, the same for all N from 335M up"),
-    ("steps H between syncs", "as in every run behind the laws"),
+    ("batch B, tokens", "laws of the same form"),
+    ("  on the grid", "nearest power of two in tokens per replica"),
+    ("  sequences per replica", f"of {SEQUENCE:,} tokens"),
+    ("outer learning rate", "best for M, the same for all N from 335M up"),
+    ("inner steps H between outer steps", "as in every run behind the laws"),
     ("tokens D", "--tokens_per_param"),
     ("steps D / B", "at the batch on the grid"),
-    ("weight decay", "1 / steps in every step, whatever the rate"),
-    ("chips", f"{cost.FLOPS / 1e12:.0f} TFLOP/s each, in proportion to B"),
-    *((f"hours, {name} network", f"idealised, {w / 1e9:.0f} Gbit/s and {1e3 * e:g} ms across")
+    ("weight decay", "1 / steps, not multiplied by the learning rate"),
+    ("chips", f"{cost.FLOPS / 1e12:.0f} TFLOP/s each, number in proportion to B"),
+    *((f"hours, {name} network", f"idealised, {w / 1e9:.0f} Gbit/s and {1e3 * e:g} ms between sites")
       for name, (w, e) in cost.NETWORKS.items()),
-    ("tokens in data-parallel's hours", f"on the {', '.join(cost.NETWORKS)} network"),
-    ("Gbit a site sends at a sync", "16 bits a parameter; with M < 2 in every step"),
-    (f"Gbit/s for a utilisation of {BUSY:.0%}", "simulated, 0.1 to 1,000 Gbit/s"),
+    ("tokens in data-parallel's hours", f"relative to its own; {', '.join(cost.NETWORKS)} network"),
+    ("Gbit that a site sends in an outer step", "16 bits per parameter; with M < 2 in every step"),
+    (f"Gbit/s for {BUSY:.0%} compute utilisation", "simulated, 0.1 to 1,000 Gbit/s"),
 )  # fmt: skip
-RANGES = {  # least and most of what the plans take: beyond them laws are no guide, and numbers leave float64
+RANGES = {  # smallest and largest arguments: beyond them the laws say nothing and numbers overflow
     "params": (1, 1e18), "tokens": (1, 1e24), "tokens_per_param": (1e-3, 1e9), "replicas": (0, 10**6),
     "chips": (1, 10**9), "d_model": (8, 10**7), "block": (1, 2.0**60),
 }  # fmt: skip
-MULTIPLES = (1, 2, 2.67, 4, 6, 8)  # of d_model, widths that are compared
-BITS = (3, 4, 5, 6, 8, 10, 12, 16)  # of the formats that are compared
+MULTIPLES = (1, 2, 2.67, 4, 6, 8)  # widths to compare, in units of d_model
+BITS = (3, 4, 5, 6, 8, 10, 12, 16)  # formats to compare
 
 
 def main(words: list[str], console: Console) -> int:
@@ -76,9 +76,9 @@ def main(words: list[str], console: Console) -> int:
 
 
 def diloco(params: float, replicas: int, tokens_per_param: float = 20.0, chips: int | None = None) -> Table:
-    """A run of DiLoCo beside data-parallel at its own batch (Charles et al. 2503.09799); replicas 0: that alone.
+    """A DiLoCo run compared with data-parallel training, each at its own batch (Charles et al. 2503.09799).
 
-    InputError: a value out of range.
+    replicas 0: only data-parallel training. Raises InputError for a value out of range.
     """
     _check(params=params, tokens_per_param=tokens_per_param, replicas=replicas)
     if chips is not None:
@@ -97,7 +97,7 @@ def diloco(params: float, replicas: int, tokens_per_param: float = 20.0, chips: 
         )
     columns = {0: "data-parallel"} if replicas == 0 else {replicas: f"DiLoCo, M = {replicas}", 0: "data-parallel"}
     table = Table("", *columns.values(), "source", title=f"{params:.4g} parameters", title_justify="left")
-    table.caption = "laws of 2503.09799, sizes 35M to 2.4B; losses measured at 10B are 3 to 4 % above them"
+    table.caption = "laws of 2503.09799, fitted at 35M to 2.4B; losses measured at 10B are 3 to 4 % above the law"
     values = [diloco_column(params, m, tokens, share) for m in columns]
     for (quantity, source), *row in zip(LINES, *values, strict=True):
         table.add_row(quantity, *row, source)
@@ -105,7 +105,7 @@ def diloco(params: float, replicas: int, tokens_per_param: float = 20.0, chips: 
 
 
 def diloco_column(params: float, replicas: int, tokens: float, tokens_per_chip: float) -> list[str]:
-    """The numbers of LINES for M replicas, 0 for data-parallel, in tokens D."""
+    """The values of LINES for M replicas (0: data-parallel) and D tokens, as strings."""
     from jaxlab.laws import diloco as laws
 
     loss, lr, best_batch = (laws.published(quantity, params, replicas) for quantity in ("loss", "lr", "batch"))
@@ -138,12 +138,12 @@ def diloco_column(params: float, replicas: int, tokens: float, tokens_per_chip: 
 
 
 def _bandwidth(needed: float) -> str:
-    """Gbit/s; a need beyond the simulated bandwidths is infinite."""
+    """A bandwidth in Gbit/s; infinite if it is beyond the simulated ones."""
     return f"{needed / 1e9:,.4g}" if needed < math.inf else f"above {cost.GRID[-1] / 1e9:,.0f}"
 
 
 def _check(**values: float | None) -> None:
-    """InputError unless each value is in its range."""
+    """Raises InputError unless each value is in its range."""
     for name, value in values.items():
         least, most = RANGES[name]
         if value is None or not least <= value <= most:
@@ -152,9 +152,9 @@ def _check(**values: float | None) -> None:
 
 
 def precision(params: float, tokens: float, block: float = 128.0) -> Table:
-    """Loss and critical data size of a run by format, under the Capybara law (Sun et al. 2501.02423).
+    """Loss and critical data size of a run for several formats, by the Capybara law (Sun et al. 2501.02423).
 
-    InputError: a value out of range.
+    Raises InputError for a value out of range.
     """
     _check(params=params, tokens=tokens, block=block)
     if block == 1:
@@ -164,36 +164,36 @@ def precision(params: float, tokens: float, block: float = 128.0) -> Table:
     p = laws.CAPYBARA_CONSTANTS
     run = {"N": params, "D": tokens, "B": block}
     best = float(laws.precision_at_tokens(p, tokens, block))
-    columns = "format, bits, loss (nats a token), of it precision, worth parameters, critical tokens, D / critical"
+    columns = "format, bits, loss (nats/token), excess over BF16, effective parameters, critical tokens, D / critical"
     table = Table(*columns.split(", "), title=f"{params:.4g} parameters, {tokens:.4g} tokens, blocks of {block:g}")
     table.title_justify = "left"
     for P in BITS:
         E, M = laws.integer_layout(p, P)
         table.add_row(f"E{E}M{M}", f"{P}", *precision_row(run, E, M))
     table.caption = (
-        f"compute-optimal at this D: {best:.2f} bits, if bits x N x D is the cost; beyond the critical tokens more "
-        "data raise the loss; law of 2501.02423 for weights and the activations of weight gradients quantised, fitted "
-        "at 41M to 679M parameters, 10B to 105B tokens, 3 to 10 bits: elsewhere an extrapolation"
+        f"compute-optimal at this D: {best:.2f} bits, if the cost is bits x N x D; beyond the critical tokens more "
+        "data raise the loss; law of 2501.02423 for quantised weights (P2, P4) and activations in the weight gradient "
+        "(P6), fitted at 41M to 679M parameters, 10B to 105B tokens, 3 to 10 bits: elsewhere an extrapolation"
     )
     return table
 
 
 def precision_row(run: dict, E: int, M: int) -> list[str]:
-    """The numbers of one format at N, D and B; it is worth as many parameters as reach its loss without a penalty."""
+    """The values of one format at N, D and B, as strings. Its effective parameters reach the same loss unquantised."""
     from jaxlab.laws import floating_point as laws
 
     p = laws.CAPYBARA_CONSTANTS
     loss = laws.CAPYBARA(p, run | {"E": E, "M": M})
     penalty = loss - laws.BASE(p, run)
-    worth = (run["N"] ** -p["alpha"] + penalty / p["n"]) ** (-1 / p["alpha"])
+    effective = (run["N"] ** -p["alpha"] + penalty / p["n"]) ** (-1 / p["alpha"])
     critical = laws.critical_tokens(p, run["N"], E, M, run["B"])
-    return [f"{loss:.4f}", f"{penalty:.4f}", f"{worth:.3g}", f"{critical:.4g}", f"{run['D'] / critical:.2g}"]
+    return [f"{loss:.4f}", f"{penalty:.4f}", f"{effective:.3g}", f"{critical:.4g}", f"{run['D'] / critical:.2g}"]
 
 
 def width(d_model: int, optimiser: str | None = None, ranks: str | None = None) -> Table:
-    """Feed-forward widths D, the directions they use and what one more dimension gives (Jha and Reagen 2510.00537).
+    """Ranks and effective dimension for several feed-forward widths D (Jha and Reagen 2510.00537).
 
-    InputError: a value out of range, a file without ranks.
+    Raises InputError for a value out of range, and for a file without ranks.
     """
     _check(d_model=d_model)
     from jaxlab.laws import spectral as laws  # imports scipy: after bad input has been refused
@@ -204,28 +204,28 @@ def width(d_model: int, optimiser: str | None = None, ranks: str | None = None) 
     optimiser = "adamw" if optimiser is None else optimiser
     if optimiser not in laws.PUBLISHED:
         raise InputError(f"--optimiser={optimiser}: must be one of {', '.join(laws.PUBLISHED)}")
-    found = _fitted(ranks) if ranks is not None else laws.PUBLISHED[optimiser]
-    columns = "D, D / d_model, weights of a gated FFN, hard rank, soft rank, eDim, eDim / D, eDim of one dimension more"
+    rank_laws = _fitted(ranks) if ranks is not None else laws.PUBLISHED[optimiser]
+    columns = "D, D / d_model, weights of a gated FFN, hard rank, soft rank, eDim, eDim / D, d eDim / d D"
     table = Table(*columns.split(", "), title=f"d_model {d_model:,}", title_justify="left")
     for multiple in MULTIPLES:
         d = rounded(d_model, multiple)
-        hard, soft = found.ranks(d)
-        used, more = laws.edim(d, hard, soft), laws.marginal_edim(found, d)
-        numbers = (f"{x:,.0f}" for x in (hard, soft, used))
-        table.add_row(f"{d:,}", f"{multiple:g}", f"{3 * d_model * d:,}", *numbers, f"{used / d:.3f}", f"{more:.3f}")
+        hard, soft = rank_laws.ranks(d)
+        edim, slope = laws.edim(d, hard, soft), laws.marginal_edim(rank_laws, d)
+        numbers = (f"{x:,.0f}" for x in (hard, soft, edim))
+        table.add_row(f"{d:,}", f"{multiple:g}", f"{3 * d_model * d:,}", *numbers, f"{edim / d:.3f}", f"{slope:.3f}")
     source = ranks if ranks else f"{optimiser} at d_model 768, D 768 to 6,144 (2605.21803): elsewhere an extrapolation"
-    (a, hard), (b, soft) = found
-    half = laws.recommended_width(found, d_model)
+    (a, hard), (b, soft) = rank_laws
+    half = laws.recommended_width(rank_laws, d_model)
     where = f"from D = {half:,.0f} on" if half < math.inf else "nowhere below 64 d_model"
     table.caption = (
-        f"hard rank {a:.3g} D^{hard:.3g}, soft rank {b:.3g} D^{soft:.3g} of {source}; a dimension more gives less than "
-        f"half of what it gives at D = d_model {where}"
+        f"hard rank {a:.3g} D^{hard:.3g}, soft rank {b:.3g} D^{soft:.3g} of {source}; d eDim / d D is below half of "
+        f"its value at D = d_model {where}"
     )
     return table
 
 
 def _fitted(path: str):
-    """Laws of the widths, hard and soft ranks of a CSV file."""
+    """Rank laws fitted to the widths, hard ranks and soft ranks of a CSV file."""
     from jaxlab.laws import spectral as laws
 
     names, where = ("width", "hard_rank", "soft_rank"), f"--ranks={path}"
@@ -240,12 +240,12 @@ def _fitted(path: str):
         raise InputError(f"{where}: {len(rows)} rows; must be 3 or more")
     try:
         return laws.fitted(*zip(*rows, strict=True))
-    except InputError as error:  # widths that are all the same
+    except InputError as error:  # for example if all widths are equal
         raise InputError(f"{where}: {error}") from error
 
 
 def _ranks(row: dict, names: tuple, where: str) -> list[float]:
-    """The width and the ranks of one row: 1 <= rank <= width."""
+    """The width and the ranks of one row. Raises InputError unless 1 <= rank <= width."""
     try:
         values = [float(row[name]) for name in names]
     except (TypeError, ValueError):
@@ -257,9 +257,9 @@ def _ranks(row: dict, names: tuple, where: str) -> list[float]:
 
 
 def batch(params: float, tokens: float, schedule: str | None = None) -> Table:
-    """Batch sizes by published rules, and the steps that a growing batch takes (optim.batch_growth).
+    """Batch sizes by published rules, and the steps of a batch-size schedule (optim.batch_growth).
 
-    InputError: a value out of range, a schedule without a step.
+    Raises InputError for a value out of range, and for a schedule without a single step.
     """
     _check(params=params, tokens=tokens)
     from jaxlab.laws import batch_size as laws  # imports jax: after bad input has been refused
@@ -270,13 +270,13 @@ def batch(params: float, tokens: float, schedule: str | None = None) -> Table:
     table = Table("rule", "batch, tokens", "steps", "source", title=f"{params:.4g} parameters, {tokens:.4g} tokens")
     table.title_justify = "left"
     for rule, size, source in (
-        ("critical, of the loss", laws.kaplan(loss), "2001.08361: 2e8 L^(-1 / 0.21)"),
-        ("critical, of D", laws.zhang(tokens), "2410.21676: 18.2 D^0.468, 20 % more steps than in proportion"),
-        ("best, of the loss", laws.minicpm(loss), "2404.06395: 1.21e9 L^-6.24"),
-        ("best, of compute", laws.deepseek(6 * params * tokens), "2401.02954: 0.292 C^0.327, C = 6 N D"),
-        ("best, of D", laws.step_law(tokens), "2503.04715: 0.58 D^0.571"),
-        ("best, of D", laws.five_percent(tokens), "2607.01487: 0.667 D^0.566, a band four times wide within 5 %"),
-        ("used, of N", laws.olmo(params), "OLMo ladder: 2048 x 160 (N / 108e6)^(2/3)"),
+        ("critical, from the loss", laws.kaplan(loss), "2001.08361: 2e8 L^(-1 / 0.21)"),
+        ("critical, from D", laws.zhang(tokens), "2410.21676: 18.2 D^0.468, takes 20 % more steps than ideal scaling"),
+        ("best, from the loss", laws.minicpm(loss), "2404.06395: 1.21e9 L^-6.24"),
+        ("best, from compute", laws.deepseek(6 * params * tokens), "2401.02954: 0.292 C^0.327, C = 6 N D"),
+        ("best, from D", laws.step_law(tokens), "2503.04715: 0.58 D^0.571"),
+        ("best, from D", laws.five_percent(tokens), "2607.01487: 0.667 D^0.566, within 5 % over a factor of four"),
+        ("used, from N", laws.olmo(params), "OLMo ladder: 2048 x 160 (N / 108e6)^(2/3)"),
     ):
         table.add_row(rule, f"{size:,.0f}" if size >= 1 else "below 1", f"{tokens / size:,.0f}", source)
     stages = []
@@ -292,11 +292,11 @@ def batch(params: float, tokens: float, schedule: str | None = None) -> Table:
     if stages:
         taken = sum(stage.steps for stage in stages)
         mean = sum(stage.steps * stage.size for stage in stages) / taken
-        table.add_row("mean", f"{mean:,.0f}", f"{taken:,}", "--schedule in all")
+        table.add_row("mean", f"{mean:,.0f}", f"{taken:,}", "--schedule, whole run")
     decay = laws.weight_decay_timescale(tokens / params) * tokens
     table.caption = (
-        f"loss {loss:.3f}, by Muennighoff et al.'s law of C4; rules from other data, optimisers, schedules differ by "
-        f"several times. Learning rate x weight decay, coupled: batch / {decay:.3g} (2505.13738)"
+        f"loss {loss:.3f} nats/token, by Muennighoff et al.'s law for C4; rules from other data, optimisers and "
+        f"schedules differ by factors of several. Best learning rate x weight decay: batch / {decay:.3g} (2505.13738)"
     )
     return table
 

@@ -1,4 +1,4 @@
-"""Tokenizes a corpus into a token store: python -m launch.prepare --config=configs/demo.py"""
+"""Tokenises a corpus into a token store: python -m launch.prepare --config=configs/demo.py"""
 
 import time
 
@@ -11,7 +11,7 @@ from launch import entry
 
 
 def prepare_with_progress(data, console: Console) -> tuple[dict, bool]:
-    """Runs `prepare` on config.data under a progress line: the meta data, and whether anything was to do."""
+    """Runs `prepare` on config.data with a progress line; returns the metadata, and whether there was work to do."""
     columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()]
     began = time.monotonic()
     worked = False
@@ -38,7 +38,7 @@ def prepare_with_progress(data, console: Console) -> tuple[dict, bool]:
 
 
 def summary(meta: dict, path: str, seconds: float) -> Table:
-    """One table of what the store holds and where it came from."""
+    """A table of the store's contents and origin."""
     table = Table("", title=f"token store {path}", title_justify="left")
     for name in meta["splits"]:
         table.add_column(name, overflow="fold")  # hashes must stay whole
@@ -64,8 +64,8 @@ def main(config, console) -> int:
         console.print(f"note: {data.source} is {meta['note']}")
     if altered := meta.get("altered"):  # not recorded by older versions
         console.print(
-            f"note: {data.tokenizer} does not give back {altered:,} documents as they were: what it loses counts as "
-            "bytes, and nothing predicts it, so that bits per byte are too low"
+            f"note: {data.tokenizer} does not give back {altered:,} documents as they were: bytes that it loses are "
+            "counted although no token predicts them, so bits per byte are too low"
         )
     return 0
 

@@ -16,13 +16,13 @@ from launch.prepare import prepare_with_progress
 
 _STUDY = flags.DEFINE_string("study", None, "NAME:SCALE, as in chinchilla:laptop, or FILE.py:SCALE", required=True)
 _PART = flags.DEFINE_string("part", "", "one named part of the study; empty: all of it")
-_INDEX = flags.DEFINE_integer("index", None, "run only the run of this number in `list`: an array job's index")
-_WORKERS = flags.DEFINE_integer("workers", 0, "processes side by side; 0: one a core on CPU, one on accelerators", 0)
+_INDEX = flags.DEFINE_integer("index", None, "train only the run with this number in `list`, as for array jobs")
+_WORKERS = flags.DEFINE_integer("workers", 0, "worker processes; 0: one per CPU core, one on accelerators", 0)
 _RUNS = flags.DEFINE_string("runs", "runs", "folder of the runs")
 _RESULTS = flags.DEFINE_string("results", "results", "folder of the reports")
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE: a change to the config of every run")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "print what `run` would run, and what it would cost")
-WIDE = 10_000  # characters: a pipe or a file has tables whole
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the runs that `run` would train, and their cost")
+WIDE = 10_000  # characters; in a pipe or a file tables are not wrapped
 
 
 def main(words: list[str], console: Console) -> int:
@@ -42,7 +42,7 @@ def main(words: list[str], console: Console) -> int:
 
 
 def run(study: Study, changes: dict, console: Console) -> int:
-    """Trains what has not ended, and what is damaged anew; 1 unless all runs have ended."""
+    """Trains the runs that have not ended, damaged ones from the start; returns 1 unless all runs have ended."""
     trials = study.trials
     if _INDEX.value is not None:
         if not 0 <= _INDEX.value < len(trials):
@@ -80,7 +80,7 @@ def run(study: Study, changes: dict, console: Console) -> int:
 
 
 class Watch:
-    """Tells of every run when it ends, and which are on."""
+    """Reports every run that ends, and shows which are running."""
 
     def __init__(self, study: Study, trials: tuple[Trial, ...], bar: Progress):
         self._study, self._bar = study, bar
@@ -106,12 +106,12 @@ class Watch:
 def prepare(study: Study, console: Console) -> None:
     """Prepares the token stores of the runs that are not there yet."""
     for data in {trial.config.data.store: trial.config.data for trial in study.trials}.values():
-        with held(study.folder.parent, patience=float("inf")):  # one process prepares, the others of an array wait
+        with held(study.folder.parent, patience=float("inf")):  # one process of an array job prepares, the others wait
             prepare_with_progress(data, console)
 
 
 def show(study: Study, changes: dict, console: Console) -> int:
-    """Prints every run and how it stands."""
+    """Prints every run with its status."""
     rows, left = survey(study)
     ended = {row["name"]: row for row in rows}
     table = wrapped("index", *study.trials[0].tags, "status", "loss", "bits/byte", "seconds")
@@ -126,12 +126,12 @@ def show(study: Study, changes: dict, console: Console) -> int:
 
 
 def wrapped(*columns: str) -> Table:
-    """A table that loses nothing where a terminal is too narrow."""
+    """A table that wraps its cells in a narrow terminal instead of truncating them."""
     return Table(*(Column(name, overflow="fold") for name in columns), title_justify="left")
 
 
 def report(study: Study, changes: dict, console: Console) -> int:
-    """Writes the report of what has ended so far, and docs/REPRODUCE.md beside a folder `results` anew."""
+    """Writes the report of the runs that have ended, and docs/REPRODUCE.md if --results is a folder named results."""
     from jaxlab.studies.report import reproduce, write
 
     sets = "".join(f" --set={key}={value}" for key, value in changes.items())

@@ -1,1 +1,1 @@
-"""What a run costs: floating-point operations, counted from structure."""
+"""The cost of a run: its FLOPs, and seconds of training across data centres."""

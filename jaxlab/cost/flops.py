@@ -1,10 +1,10 @@
-"""Floating-point operations of the decoder, counted from its structure, and what devices can do.
+"""FLOPs of the decoder, counted from its shape, and the peak FLOP/s of devices.
 
-A product of [m, k] and [k, n] counts 2mkn. Attention counts the full square of positions, as plain attention computes
-it, not the causal half: a kernel that skips the upper half shows a higher utilisation for the same count. Products
-alone are counted, as is usual for model FLOPs utilisation: recomputation, norms, softmax, activations and the optimiser
-are left out. At d_model 256 XLA's count of the unrolled model, which has the elementwise work of forward and backward
-pass, is 0.7 % (LLaMA) to 1.4 % (Chinchilla) above this one; the share falls as the model gets wider.
+A product of [m, k] and [k, n] counts 2mkn. Attention counts the full square of positions, not the causal half, so a
+kernel that skips the upper half shows a higher utilisation. Only matrix products are counted, as is usual for model
+FLOPs utilisation (MFU): recomputation, norms, softmax, activation functions and the optimiser are left out. At d_model
+256 XLA's count of the unrolled model, which includes the elementwise operations of forward and backward pass, is 0.7 %
+(LLaMA) to 1.4 % (Chinchilla) higher; the difference falls as the model gets wider.
 """
 
 from jaxlab.model.families import parameters
@@ -26,7 +26,7 @@ PEAK = {
 
 
 def forward_per_token(m, context: int) -> dict[str, int]:
-    """FLOPs of one token's forward pass by part; m: the keys of `config.model`, context: sequence length in tokens."""
+    """FLOPs of the forward pass for one token, by part; m: keys of `config.model`, context: tokens in a sequence."""
     count = parameters(m)
     return {
         "linears": 2 * (count["block_matrices"] - count["total"] + count["active"]),
@@ -36,11 +36,11 @@ def forward_per_token(m, context: int) -> dict[str, int]:
 
 
 def training_per_token(m, context: int) -> int:
-    """FLOPs of one training token: forward, and twice that for the gradients."""
+    """FLOPs of training on one token: the forward pass, and twice that for the backward pass."""
     return 3 * sum(forward_per_token(m, context).values())
 
 
 def peak(device_kind: str) -> float | None:
-    """Dense bf16 FLOP/s of a device, None where it is not in the table; the longest matching name wins."""
+    """Dense bf16 FLOP/s of a device, by the longest name in PEAK with which `device_kind` begins; else None."""
     names = [name for name in PEAK if device_kind.startswith(name)]
     return PEAK[max(names, key=len)] if names else None

@@ -1,1 +1,1 @@
-"""Text to tokens: corpora, tokenizers, the token store, and the one global order of training sequences."""
+"""Text to tokens: corpora, tokenizers, the token store, and the shuffled order of training sequences."""

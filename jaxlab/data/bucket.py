@@ -1,4 +1,4 @@
-"""A folder on a disk, or a prefix of a bucket, as files that are read and written whole."""
+"""A folder on a disk, or a prefix of a bucket, as a set of files that are each read and written as a whole."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +10,13 @@ import tensorstore as ts
 from jaxlab.config import InputError
 from jaxlab.files import first_line, local, reading, seal, unseal
 
-RETRIES = {"max_retries": 5, "initial_delay": "1s", "max_delay": "8s"}  # the driver's own go on for many minutes
-PATIENCE = 45.0  # seconds to wait for a record; a bucket may also be silent, which is no failure to try again
+RETRIES = {"max_retries": 5, "initial_delay": "1s", "max_delay": "8s"}  # the driver's defaults retry for many minutes
+PATIENCE = 45.0  # seconds to wait for a record: a bucket that does not answer at all is not retried
 
 
 class NotWritten(InputError):
-    """A store that cannot be written to, as on a full disk: what is there is sound, and is gone on from."""
+    """A store cannot be written, for example because the disk is full. What it holds is intact, so preparing it again
+    continues from there."""
 
 
 def open_folder(path: str | Path) -> ts.KvStore:
@@ -43,15 +44,17 @@ def list_files(folder: ts.KvStore, prefix: str) -> list[str]:
 
 
 def read_json(folder: ts.KvStore, name: str, **kinds) -> dict | None:
-    """The record `name` of the folder, None if there is none. Raises InputError if it cannot be read, is damaged, or
-    lacks keys of these kinds."""
+    """The record `name` of the folder, None if there is none. kinds {key: type}: keys that it must have.
+
+    Raises InputError if it cannot be read, is damaged, or lacks a key or has one of another type.
+    """
     content = read_file(folder, name, PATIENCE)
     return None if content is None else unseal(content, _where(folder, name), **kinds)
 
 
 def read_file(folder: ts.KvStore, name: str, seconds: float | None = None) -> bytes | None:
     """The content of the file `name` of the folder, None if there is none. Raises InputError if it cannot be read, or
-    not within so many seconds."""
+    not within `seconds`."""
     with reading(_where(folder, name)):
         result = folder.read(name).result(timeout=seconds)
     return result.value if result.state == "value" else None
@@ -70,12 +73,12 @@ def write_file(folder: ts.KvStore, name: str, content: bytes | None) -> None:
 
 @contextmanager
 def writing(where: str) -> Iterator[None]:
-    """Within it, what tensorstore raises becomes NotWritten."""
+    """A context in which errors of tensorstore become NotWritten."""
     try:
         yield
     except (ValueError, OSError) as error:
-        reason = first_line(error).partition(" [")[0]  # tensorstore adds where in its source
-        raise NotWritten(f"{where}: cannot be written ({reason}); once it can, the same command goes on") from error
+        reason = first_line(error).partition(" [")[0]  # tensorstore appends the location in its source code
+        raise NotWritten(f"{where}: cannot be written ({reason}); the same command goes on where it stopped") from error
 
 
 def _where(folder: ts.KvStore, name: str) -> str:

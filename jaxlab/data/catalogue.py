@@ -9,10 +9,10 @@ from typing import Any
 from jaxlab.config import InputError
 from jaxlab.files import local, need, parse_json, reading
 
-READ_BATCH = 1024  # records a read; array_record reads in batches are 20 times faster than single ones
-VERSION = re.compile(r"\d+\.\d+\.\d+")  # a folder of another name holds no finished data set
+READ_BATCH = 1024  # records per read: array_record reads batches 20 times faster than single records
+VERSION = re.compile(r"\d+\.\d+\.\d+")  # only folders with such a name hold a finished data set
 FORMATS = ("array_record", "tfrecord")
-CLASS_NAMES = ("pythonClassName", "python_class_name", "type")  # keys of features.json whose classes TFDS imports
+CLASS_NAMES = ("pythonClassName", "python_class_name", "type")  # keys of features.json with classes that TFDS imports
 
 
 def open_prepared(wanted: str, data_dir: str | Path | None) -> Any:
@@ -31,11 +31,11 @@ def open_prepared(wanted: str, data_dir: str | Path | None) -> Any:
 
 
 def open_builder(wanted: str, data_dir: str | Path | None, key: str) -> Any:
-    """The TFDS builder of `NAME[/CONFIG][:VERSION]`, the newest version unless told, as prepared under `data_dir`.
+    """The TFDS builder of `NAME[/CONFIG][:VERSION]`, without VERSION the newest one prepared under `data_dir`.
 
-    data_dir: a folder or a bucket; empty: the TFDS default. key: what a person set to want it, for the messages.
-    Nothing is downloaded, and no code is run but that of tensorflow_datasets. Raises InputError when the data set is
-    not prepared there, when its description cannot be read, or names a class or a file from elsewhere.
+    data_dir: a folder or a bucket; empty: the TFDS default. key: the flag or key that asked for it, for messages.
+    Nothing is downloaded, and only code of tensorflow_datasets runs. Raises InputError when the data set is not
+    prepared there, and when its description cannot be read or names a class or a file from outside.
     """
     import tensorflow_datasets as tfds
     from etils import epath
@@ -63,12 +63,12 @@ def open_builder(wanted: str, data_dir: str | Path | None, key: str) -> Any:
 
 
 def _check_description(path: Any) -> None:
-    """Raises InputError if what TFDS reads the features of a data set from names a class that is not its own: TFDS
-    imports whatever module such a name begins with, and so runs its code."""
+    """Raises InputError if the file describes features with a class outside tensorflow_datasets: TFDS would import the
+    class's module and so run foreign code."""
     with reading(path):
         content = parse_json(path.read_bytes(), path)
         if path.name == "dataset_info.json":
-            content = content.get("features")  # the other fields name no class
+            content = content.get("features")  # no other field names classes
         for name in _class_names(content, path):
             if not name.startswith("tensorflow_datasets."):
                 raise InputError(f"{path}: names the class {name!r}; allowed are classes of tensorflow_datasets")
@@ -82,16 +82,16 @@ def _class_names(content: Any, path: Any) -> Iterator[str]:
         for key, value in content.items():
             if key in CLASS_NAMES and isinstance(value, str):
                 yield value
-            elif key in ("json", "content") and isinstance(value, str):  # a description within a text
+            elif key in ("json", "content") and isinstance(value, str):  # a description nested as JSON text
                 yield from _class_names(parse_json(value, path), path)
             else:
                 yield from _class_names(value, path)
 
 
 def hash_prepared(builder: Any) -> str:
-    """sha256 over the data set's name, version and the length of every shard.
+    """sha256 over the data set's name, its version and the length of every shard.
 
-    Not over the text: C4 is 800 GB, and TFDS never changes the content of a version.
+    The text is not hashed: C4 has 800 GB, and TFDS never changes the content of a version.
     """
     total = hashlib.sha256(builder.info.full_name.encode())
     for name in sorted(builder.info.splits):
@@ -102,8 +102,8 @@ def hash_prepared(builder: Any) -> str:
 def read_prepared(builder: Any) -> Iterator[tuple[str, str, str | None]]:
     """(id, text, split) of every record; split is None where the data set has no validation split.
 
-    Raises InputError, naming the record, for one that cannot be read or is no text in UTF-8. Of tfrecord files the
-    number of records is checked, not the checksum of each: without TensorFlow that would take longer than all the rest.
+    Raises InputError, naming the record, for one that cannot be read or is not UTF-8 text. For tfrecord files the
+    number of records is checked but not their checksums, which would take longer than all the rest without TensorFlow.
     """
     own_split = "validation" in builder.info.splits
     for split in ("train", "validation") if own_split else ("train",):

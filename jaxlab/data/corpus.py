@@ -1,4 +1,4 @@
-"""Corpora by name: where the text of a run comes from, with its hash and licence."""
+"""Corpora by name: the sources of text, each with a hash and a licence."""
 
 import platform
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ SMOKE_ONLY = "for smoke runs only: the text changes with the installed versions"
 
 
 class Document(NamedTuple):
-    """A text with an id unique in its corpus; `split` only where the data set comes with its own splits."""
+    """A text with an id that is unique in its corpus; `split` is set only if the data set has splits of its own."""
 
     id: str
     text: str
@@ -26,9 +26,9 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """A re-iterable stream of documents; `sha256` identifies its content (see the source's hash function).
+    """A stream of documents that can be read several times; `sha256` identifies its content.
 
-    version: what a person calls the state of the source, where it has a name.
+    version: the version of the source as people name it; empty if it has none.
     """
 
     name: str
@@ -39,8 +39,8 @@ class Corpus:
     note: str = ""
 
     def documents(self) -> Iterator[Document]:
-        """Every document with some text, as it is (ends of lines, null characters and byte order marks too), always in
-        the same order. Raises InputError for what cannot be read, and for a name or a text that UTF-8 cannot hold."""
+        """Every document that is not blank, unchanged (with line ends, null characters, byte order marks), always in
+        the same order. Raises InputError for what cannot be read or is not representable in UTF-8."""
         with reading(f"data.source={self.name}"):
             for row in self.read():
                 document = Document(*row)
@@ -52,7 +52,7 @@ class Corpus:
 
 
 def open_corpus(source: str, *, archives: str | Path, tfds_dir: str | Path | None = None) -> Corpus:
-    """The corpus that `source` names; fetches a pinned archive into the folder `archives` if it needs one.
+    """The corpus that `source` names; downloads its pinned archive, if it has one, into the folder `archives`.
 
     source: news | papers | cloud-docs | docs | files:GLOB | tfds:NAME/CONFIG[:VERSION].
     tfds_dir: folder or bucket of prepared TensorFlow Datasets (None: their default folder).
@@ -73,8 +73,8 @@ def open_corpus(source: str, *, archives: str | Path, tfds_dir: str | Path | Non
         licence = "those of the installed packages"
         return Corpus(source, platform.python_version(), files.hash_docs(), licence, files.read_docs, note=SMOKE_ONLY)
     if kind == "files" and rest:
-        found = files.find_files(rest)
-        return Corpus(source, "", files.hash_files(found), "not stated", partial(files.read_files, found))
+        paths = files.find_files(rest)
+        return Corpus(source, "", files.hash_files(paths), "not stated", partial(files.read_files, paths))
     if kind == "tfds" and rest:
         builder = catalogue.open_prepared(rest, tfds_dir)
         licence = builder.info.redistribution_info.license or "see the data set's page"

@@ -1,4 +1,4 @@
-"""Text from files of a glob (plain, JSON lines, compressed, tar), and docstrings of installed packages."""
+"""Text from files that match a glob (plain, JSON lines, compressed, tar), and docstrings of installed packages."""
 
 import ast
 import codecs
@@ -28,13 +28,14 @@ ALLOWED = ".txt .md .jsonl .tar, each also with .gz .xz .zst"
 
 
 def find_files(pattern: str) -> dict[str, Path]:
-    """Files of a glob (`**` recurses), sorted, by their path relative to the glob's part without wildcards.
+    """{name: path} of the files that match a glob (`**` recurses), sorted; the name is the path relative to the part of
+    the glob before its first wildcard.
 
-    Raises InputError when nothing matches, a file has a suffix that cannot be read, or what has the name of a file is
-    none: a link to nothing, a device, a folder (unless `**` goes into it).
+    Raises InputError when nothing matches, when a file has a suffix that cannot be read, and when a match is not a
+    file but a link without target, a device or a folder (unless `**` goes into it).
     """
-    wanted = local(pattern, "data.source")
-    paths = sorted(Path(match) for match in glob.glob(str(wanted), recursive=True))
+    absolute = local(pattern, "data.source")
+    paths = sorted(Path(match) for match in glob.glob(str(absolute), recursive=True))
     for path in paths:
         if path.is_symlink() and not path.exists():
             raise InputError(f"data.source=files:{pattern}: {path} is a link to nothing")
@@ -50,12 +51,12 @@ def find_files(pattern: str) -> dict[str, Path]:
             raise InputError(f"data.source=files:{pattern}: the name {str(path)!a} is not UTF-8 text")
         if _kind(path.name) not in READABLE:
             raise InputError(f"{path}: cannot read this kind of file; allowed: {ALLOWED}")
-    root = _fixed_part(wanted)
+    root = _fixed_part(absolute)
     return {path.relative_to(root).as_posix(): path for path in paths}
 
 
 def is_utf8(text: str) -> bool:
-    """Whether UTF-8 can hold a text: not the unpaired surrogates that JSON and names of files may give."""
+    """Whether a text can be written as UTF-8: not with the unpaired surrogates that JSON and file names may contain."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -101,20 +102,20 @@ def _decompressed(stream: BinaryIO, name: str) -> BinaryIO:
     suffix = Path(name.lower()).suffix
     if suffix not in (".tgz", *COMPRESSED):
         return stream
-    if not stream.peek(1):  # which not every reader takes for an error
-        raise EOFError("a compressed file has a beginning, and this one is empty")
+    if not stream.peek(1):  # not every decompressor reports this
+        raise EOFError("an empty file is not a compressed file")
     if suffix == ".xz":
         return io.BufferedReader(_Xz(stream))
     if suffix == ".zst":
-        import pyarrow  # notices a file that was cut short; the package zstandard would not
+        import pyarrow  # reports a truncated file, which the package zstandard does not
 
         return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, "r"), "zstd"))
     return gzip.open(stream)
 
 
 class _Xz(io.RawIOBase):
-    """The text of an .xz file, of one stream or several. The library takes a damaged later stream, and whatever else
-    follows the first, for the end of the file."""
+    """The decompressed bytes of an .xz file of one or more streams. Python's own reader treats a damaged second stream,
+    and anything else after the first, as the end of the file; this one raises an error."""
 
     def __init__(self, file: BinaryIO):
         self._file, self._stream = file, lzma.LZMADecompressor(lzma.FORMAT_XZ)
@@ -125,7 +126,7 @@ class _Xz(io.RawIOBase):
     def readinto(self, buffer) -> int:
         while True:
             if self._stream.eof:
-                rest = self._stream.unused_data.lstrip(b"\0")  # between streams there may be padding
+                rest = self._stream.unused_data.lstrip(b"\0")  # streams may be separated by padding
                 while not rest and (block := self._file.read(BLOCK)):
                     rest = block.lstrip(b"\0")
                 if not rest:
@@ -141,7 +142,7 @@ class _Xz(io.RawIOBase):
 
 
 class _Member(tarfile.TarInfo):
-    """A member of a tar. The library takes a damaged header, and a missing end, for the end of the whole file."""
+    """A member of a tar file. Python's own reader treats a damaged header, or a missing end, as the end of the file."""
 
     @classmethod
     def fromtarfile(cls, tar):
@@ -158,7 +159,7 @@ def _documents(name: str, stream: BinaryIO, where: str) -> Iterator[tuple[str, s
     if kind == ".tar":
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as tar:
             for member in tar:
-                # A tar file may hold a manifest, pictures, code: only what is text by its name is a document.
+                # A tar file may also hold pictures or code: only members with the suffix of a text are documents.
                 if member.isfile() and _kind(member.name) in (*PLAIN, ".jsonl"):
                     with reading(f"{where}:{member.name}"):
                         inner = _decompressed(tar.extractfile(member), member.name)
@@ -188,13 +189,13 @@ DOCUMENTED = {  # distribution -> import name
 
 
 def hash_docs() -> str:
-    """sha256 over the versions of Python and of the packages whose docstrings `read_docs` gives."""
+    """sha256 over the versions of Python and of the packages whose docstrings `read_docs` returns."""
     versions = [sys.version, *(f"{name} {importlib.metadata.version(name)}" for name in DOCUMENTED)]
     return hashlib.sha256("\n".join(versions).encode()).hexdigest()
 
 
 def read_docs() -> Iterator[tuple[str, str]]:
-    """(module, its docstrings) of the installed packages and the standard library; a paragraph comes once."""
+    """(module, its docstrings) of the installed packages and the standard library, without repeated paragraphs."""
     roots = {"stdlib": Path(sysconfig.get_path("stdlib"))}
     for package in DOCUMENTED.values():
         spec = importlib.util.find_spec(package)
@@ -210,9 +211,9 @@ def read_docs() -> Iterator[tuple[str, str]]:
 def _new_docstring_paragraphs(path: Path, seen: set[str]) -> Iterator[str]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's invalid escapes
+            warnings.simplefilter("ignore")  # invalid escapes in other people's code
             tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # templates and test files that are broken on purpose
+    except (SyntaxError, ValueError):  # templates, and test files with deliberate errors
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

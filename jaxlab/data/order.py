@@ -1,4 +1,4 @@
-"""The global order of training sequences: a batch is a slice of it, the data position one integer."""
+"""The shuffled order of training sequences: a batch is a slice of it, and the position in the data is one integer."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +13,8 @@ from jaxlab.data.store import Split
 class Sequences:
     """A split as training sequences in shuffled order.
 
-    Sequence j holds tokens [j*L, j*L + L + 1), L = context: L inputs and, one further, their L targets. A
-    position counts sequences from the start of training, through all epochs; each epoch permutes anew.
+    Sequence j holds tokens [j*L, j*L + L + 1), L = context: L inputs and their L targets, which are the inputs shifted
+    by one. A position counts sequences from the start of training through all epochs, each with its own permutation.
     Raises InputError when the split is shorter than one sequence.
     """
 
@@ -31,14 +31,14 @@ class Sequences:
 
     @property
     def num_sequences(self) -> int:
-        """Full sequences in the split, i.e. positions in an epoch."""
+        """Number of whole sequences in the split, which is the number of positions in an epoch."""
         return (self.split.num_tokens - 1) // self.context
 
     @cached_property
     def _shuffled(self):
         import grain  # a second to import
 
-        # Grain seeds epoch e with seed + e; a hashed seed keeps the epochs of seeds 0 and 1 apart.
+        # Grain seeds epoch e with seed + e. Hashing the seed keeps epoch 1 of seed 0 from equalling epoch 0 of seed 1.
         seed = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
         return grain.MapDataset.range(self.num_sequences).shuffle(seed=seed)
 
@@ -52,20 +52,21 @@ class Sequences:
         return self.split.read(self.order(positions) * self.context, self.context + 1)
 
     def position(self, tokens: int) -> int:
-        """The position at which training goes on after so many tokens."""
+        """The position at which training continues after `tokens` tokens."""
         return -(-tokens // self.context)
 
     def epochs(self, tokens: int) -> float:
-        """How often the split has been seen after so many tokens."""
+        """Number of epochs, as a fraction too, after `tokens` tokens."""
         return tokens / (self.num_sequences * self.context)
 
 
 @dataclass(frozen=True)
 class Validation:
-    """A split in plain order such that each of its tokens is the target of exactly one window.
+    """A split in its stored order, cut so that each of its tokens is the target of exactly one window.
 
-    Window j holds L inputs and, one further, the targets [j*L, j*L + L); the first input of all is eos. What
-    lies past the end is -1, also in whole windows at positions >= `num_sequences` (to fill up a batch).
+    The targets of window j are tokens [j*L, j*L + L), its inputs the tokens one before each; the first input of the
+    split is eos. Entries past the end of the split are -1, and so are whole windows at positions >= `num_sequences`,
+    which fill up the last batch.
     """
 
     split: Split

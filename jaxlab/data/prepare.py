@@ -1,4 +1,4 @@
-"""Fills a token store: corpus -> tokenizer -> token arrays; killed at any moment, it goes on where it was."""
+"""Fills a token store: corpus -> tokenizer -> token arrays. Killed at any moment, it continues where it stopped."""
 
 import contextlib
 import hashlib
@@ -42,7 +42,7 @@ from jaxlab.data.tokenizer import Tokenizer, check_spec, make_tokenizer
 from jaxlab.files import local
 
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
-BATCH_CHARACTERS = 1 << 20  # text tokenized at once
+BATCH_CHARACTERS = 1 << 20  # characters of text that are tokenised in one call
 
 
 def prepare(
@@ -55,16 +55,16 @@ def prepare(
     tfds_dir: str | Path | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> dict:
-    """Tokenizes a corpus into a store at `path` and returns its meta data (the content of meta.json).
+    """Tokenises a corpus into a store at `path` and returns its metadata (the content of meta.json).
 
     source, archives, tfds_dir: see `open_corpus`. tokenizer: a spec, see `make_tokenizer`.
-    validation_fraction: share of the documents, chosen by a hash of their ids, that is held out (unless the
-    data set has a validation split of its own); at least one document is.
+    validation_fraction: fraction of the documents that is held out, chosen by a hash of their ids; at least one
+    document is held out. A data set with a validation split of its own keeps that one.
     progress: called with the documents, text bytes and tokens done so far; never if the store is complete.
 
-    Killed at any moment, or with a full disk, the same call goes on where it was and leaves the same bytes. Raises
-    InputError for bad input, for a corpus of fewer than two documents, for a store at `path` that was made from other
-    inputs or is damaged, and for a folder that holds something else.
+    After a kill at any moment, or a full disk, the same call continues where it stopped and leaves the same bytes.
+    Raises InputError for bad input, for a corpus of fewer than two documents, for a store at `path` that was made from
+    other inputs or is damaged, and for a folder that holds something else.
     """
     check_spec(tokenizer)
     if not 0 < validation_fraction < 1:
@@ -95,7 +95,7 @@ def prepare(
     except NotWritten:
         raise
     except InputError as error:
-        if getattr(error.__cause__, "errno", None) is None:  # bad text, and no trouble of a disk or a network
+        if getattr(error.__cause__, "errno", None) is None:  # bad text; errno: a failing disk or network
             _remove(folder, path)
         raise
     meta = inputs | {
@@ -118,17 +118,17 @@ def prepare(
     return meta
 
 
-def _check_same(found: dict, inputs: dict, path: str | Path) -> None:
-    for key, wanted in inputs.items():
-        if found.get(key, wanted) != wanted:  # what older versions did not record cannot be compared
+def _check_same(recorded: dict, inputs: dict, path: str | Path) -> None:
+    for key, value in inputs.items():
+        if recorded.get(key, value) != value:  # older versions did not record every key
             raise InputError(
-                f"data.store={path}: was prepared with {key}={found[key]!r}, not {wanted!r}; "
+                f"data.store={path}: was prepared with {key}={recorded[key]!r}, not {value!r}; "
                 "choose another data.store, or remove this one"
             )
 
 
 def _start(folder: ts.KvStore, corpus: Corpus, inputs: dict, path: str | Path) -> tuple[dict, Tokenizer]:
-    """The state to go on from, and the tokenizer; writes nothing before corpus and tokenizer are good."""
+    """The state to continue from, and the tokenizer. Writes nothing before corpus and tokenizer are valid."""
     state = read_json(folder, STATE, inputs=dict, threshold=float, splits=dict)
     tokenizer = inputs["tokenizer"]
     if state is not None:
@@ -157,9 +157,10 @@ def _start(folder: ts.KvStore, corpus: Corpus, inputs: dict, path: str | Path) -
 
 
 def _threshold(corpus: Corpus, fraction: float) -> float:
-    """The hash below which a document is validation: `fraction`, or what leaves a document in both splits.
+    """The hash below which a document belongs to validation: `fraction`, or the nearest value that leaves a document in
+    both splits.
 
-    Reads only as far as the first document of each.
+    Reads the corpus only until it has seen a document of each split.
     """
     hashes, held_out = [], set()
     for document in corpus.documents():
@@ -170,8 +171,8 @@ def _threshold(corpus: Corpus, fraction: float) -> float:
         if len(held_out) == 2:
             return fraction
     if len(hashes) < 2:
-        found = "one document" if hashes else "no text"
-        raise InputError(f"data.source={corpus.name}: has {found}; two are needed, one to validate on")
+        content = "one document" if hashes else "no text"
+        raise InputError(f"data.source={corpus.name}: has {content}; must have two documents, one for validation")
     hashes.sort()
     return hashes[-1] if True in held_out else hashes[1]
 
@@ -185,7 +186,7 @@ def _split_of(document: Document, threshold: float) -> str:
 
 
 def _write_documents(folder: ts.KvStore, corpus: Corpus, model: Tokenizer, state: dict, path, progress) -> None:
-    """Appends the tokens of the documents that `state` has not counted yet; updates and saves `state`."""
+    """Appends the tokens of the documents that `state` does not count yet; updates and saves `state`."""
     splits = state["splits"]
     with writing(str(path)):
         arrays = {name: create_array(folder, name, model.vocab_size) for name in SPLITS}
@@ -224,7 +225,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _save(folder: ts.KvStore, arrays: dict, pending: dict, state: dict, path) -> None:
-    """Writes the pending tokens, then the state: a kill in between repeats the same writes, skips none."""
+    """Writes the pending tokens and then the state: after a kill in between, the same tokens are written again."""
     for name, parts in pending.items():
         if parts:
             tokens = np.concatenate(parts).astype(arrays[name].dtype.numpy_dtype)
@@ -242,5 +243,5 @@ def _remove(folder: ts.KvStore, path: str | Path) -> None:
     for name in (*TOKENIZERS, STATE):
         folder.write(name, None).result()
     for name in (*(f"{split}{below}" for split in SPLITS for below in ("/c", "")), "."):
-        with contextlib.suppress(OSError):  # not there (a bucket has no folders), or not empty
+        with contextlib.suppress(OSError):  # missing (a bucket has no folders), or not empty
             (Path(path).expanduser() / name).rmdir()

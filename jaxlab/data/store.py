@@ -18,13 +18,13 @@ from jaxlab.files import first_line, local, need, read_record, reading, write_re
 
 FORMAT = 1
 META, STATE = "meta.json", "prepare.json"  # a store is complete when it has the first, begun with the second
-CHECKED = "checked.json"  # size, time and sha256 of the files that were compared with what META says of them
+CHECKED = "checked.json"  # size, modification time and sha256 of files that were found to agree with META
 SPLITS = ("train", "validation")
 COUNTS = ("documents", "bytes", "tokens")
-SHARD = 1 << 22  # tokens a file; also how much text a killed preparation does again
-CHUNK = 4096  # tokens read and checked together: 8 KiB, so that a window is one or two small reads
-CAPACITY = 1 << 40  # tokens; an array is cut to its length when its preparation ends
-CACHE_BYTES = 256 << 20  # keeps the shards' indices, which would be read again for every window
+SHARD = 1 << 22  # tokens in a file; also the most tokens that a killed preparation computes again
+CHUNK = 4096  # tokens read and checked together: 8 KiB, so that a sequence takes one or two small reads
+CAPACITY = 1 << 40  # tokens; an array is cut to its true length at the end of its preparation
+CACHE_BYTES = 256 << 20  # for the shards' indices, which would otherwise be read again for every sequence
 KINDS = {
     "source": str, "tokenizer": str, "validation_fraction": (int, float), "corpus_sha256": str, "licence": str,
     "note": str, "vocab_size": int, "eos": int, "tokenizer_sha256": str, "splits": dict,
@@ -46,8 +46,8 @@ class Split:
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The windows tokens[s : s + length] for s in starts: int64 [n] -> int32 [n, length].
 
-        Positions past the end are -1. Raises InputError for damaged data, such as an id that the tokenizer does not
-        have, and ValueError for a negative start.
+        Entries past the end of the split are -1. Raises InputError for damaged data, such as an id outside the
+        vocabulary, and ValueError for a negative start.
         """
         starts = np.asarray(starts, np.int64)
         if starts.size and starts.min() < 0:
@@ -70,7 +70,7 @@ class Split:
 
 @dataclass(frozen=True)
 class TokenStore:
-    """An open store: `meta` is what `prepare` recorded, `split(name)` gives access to the tokens."""
+    """An open store: `meta` is the record that `prepare` wrote, `split(name)` gives access to the tokens."""
 
     path: str
     meta: dict
@@ -86,10 +86,11 @@ class TokenStore:
 def open_store(path: str | Path) -> TokenStore:
     """Opens a complete store (a folder, or gs://bucket/folder).
 
-    Raises InputError when there is none, when its preparation has not finished, or when a file of it is missing or
-    damaged. Files are compared with the hashes that `prepare` recorded: the small ones always; those of tokens when
-    their size or time is not what it was when they were last compared (CHECKED remembers, in a folder that can be
-    written). In a bucket those are not read through: each piece is checked when it is read, as in any store.
+    Raises InputError when there is none, when its preparation has not finished, or when one of its files is missing or
+    damaged. Files are compared with the hashes that `prepare` recorded: small files always, files of tokens only if
+    their size or modification time has changed since the last comparison (recorded in CHECKED, if the folder can be
+    written). In a bucket, files of tokens are not hashed. In every store each chunk has a checksum that is verified
+    when it is read.
     """
     folder = open_folder(path)
     meta = read_meta(folder, path)
@@ -109,9 +110,9 @@ def open_store(path: str | Path) -> TokenStore:
 
 
 def read_meta(folder: ts.KvStore, path: str | Path) -> dict | None:
-    """What `prepare` recorded of a store when it was complete, None if there is no record.
+    """The record that `prepare` wrote when the store was complete, None if there is none.
 
-    Raises InputError where it cannot be read, is damaged, or is of another format.
+    Raises InputError if it cannot be read, is damaged, or has another format.
     """
     meta = read_json(folder, META, format=int)
     if meta is None:
@@ -126,23 +127,23 @@ def read_meta(folder: ts.KvStore, path: str | Path) -> dict | None:
 
 
 def need_counts(splits: dict, where: str) -> dict[str, dict[str, int]]:
-    """`splits`, if it has the COUNTS of all SPLITS; else InputError, naming `where`."""
+    """`splits`, checked to hold the COUNTS of all SPLITS. Raises InputError, naming `where`, if it does not."""
     for counts in need(splits, where, **dict.fromkeys(SPLITS, dict)).values():
         need(counts, where, **dict.fromkeys(COUNTS, int))
     return splits
 
 
 def check_written(folder: ts.KvStore, name: str, tokens: int, vocab_size: int, path: str | Path) -> None:
-    """Raises InputError, naming the file, unless the first `tokens` of a split in preparation are as they were written.
+    """Raises InputError, naming the file, unless the first `tokens` of an unfinished split can be read as written.
 
-    What lies behind them is read too: a kill may leave tokens that are not counted yet, and will be written over.
+    Whatever follows them is read too: a kill may leave tokens that are not counted yet and will be overwritten.
     """
     with reading(f"data.store={path}: {name}/zarr.json"):
         array = create_array(folder, name, vocab_size)
     for shard in itertools.count():
         file = f"{name}/c/{shard}"
         begin = shard * SHARD
-        if read_file(folder, file) is None:  # which tells trouble of a disk from damage
+        if read_file(folder, file) is None:  # raises an error of its own for a failing disk
             if begin < tokens:
                 raise InputError(f"data.store={path}: {file} is missing; {_AGAIN}")
             return
@@ -155,9 +156,9 @@ def check_written(folder: ts.KvStore, name: str, tokens: int, vocab_size: int, p
 
 
 def check_files(folder: ts.KvStore, meta: dict, path: str | Path) -> None:
-    """Raises InputError, naming it, for a file of a complete store that is not as `prepare` recorded it."""
+    """Raises InputError, naming the file, if a file of a complete store differs from what `prepare` recorded."""
     recorded = meta.get("files")
-    if recorded is None:  # of a version that recorded no hashes
+    if recorded is None:  # stores of an old version have no hashes
         _tokenizer(folder, meta, path)
         return
     root = None if "://" in str(path) else local(path, "data.store")
@@ -166,7 +167,7 @@ def check_files(folder: ts.KvStore, meta: dict, path: str | Path) -> None:
     due = {name for name in shards if root and known.get(name) != [*stamps[name], recorded[name]]}
     for name, sha256 in hash_files(folder, recorded.keys() - shards | due).items():
         if sha256 != recorded[name]:
-            state = "is damaged: it is not as it was written" if sha256 else "is missing"
+            state = "is damaged: its content has changed" if sha256 else "is missing"
             raise InputError(f"data.store={path}: {name} {state}; {_AGAIN}")
     if due:
         remember(root, recorded, stamps)
@@ -184,7 +185,7 @@ def hash_files(folder: ts.KvStore, names: Iterable[str]) -> dict[str, str | None
 
 
 def stamp(root: Path, names: Iterable[str]) -> dict[str, list[int]]:
-    """{name: [size, time of the last change in ns]} of files, empty where there is none."""
+    """{name: [bytes, time of the last change in ns]} of files; an empty list for a missing file."""
 
     def stamp_file(name):
         with suppress(OSError):
@@ -196,20 +197,20 @@ def stamp(root: Path, names: Iterable[str]) -> dict[str, list[int]]:
 
 
 def remember(root: Path, files: dict[str, str], stamps: dict[str, list[int]]) -> None:
-    """Notes that files of these sizes and times had these hashes; not where nothing can be written."""
+    """Records that files with these sizes and times had these hashes; does nothing if the folder cannot be written."""
     with suppress(OSError):
         write_record(root / CHECKED, {"files": {name: [*stamps[name], sha256] for name, sha256 in files.items()}})
 
 
 def _remembered(root: Path) -> dict:
-    with suppress(InputError):  # not there or damaged: all files are read once more
+    with suppress(InputError):  # missing or damaged: all files are hashed again
         return read_record(root / CHECKED, files=dict)["files"]
     return {}
 
 
 def _open_split(folder: ts.KvStore, name: str, meta: dict, path: str | Path) -> Split:
     counts = meta["splits"][name]
-    # Nothing changes once meta.json exists: what is cached need not be compared with the files.
+    # Nothing changes after meta.json exists, so tensorstore need not check whether its cache is current.
     spec = {"driver": "zarr3", "recheck_cached_data": False, "recheck_cached_metadata": False}
     context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
     with reading(f"data.store={path}: the split {name}"):
@@ -218,14 +219,14 @@ def _open_split(folder: ts.KvStore, name: str, meta: dict, path: str | Path) -> 
         array = ts.open(spec, kvstore=folder / f"{name}/", read=True, context=context).result()
         if array.shape != (counts["tokens"],):
             raise ValueError(f"{array.shape} tokens where {META} says {counts['tokens']}")
-        # A file that was cut short has lost the index at its end; the last file is the likeliest.
+        # A truncated file lacks the index at its end; the last file is the likeliest to be truncated.
         array[counts["tokens"] - 1].read().result()
     return Split(name, counts["tokens"], counts["bytes"], meta["eos"], meta["vocab_size"], array)
 
 
 def create_array(folder: ts.KvStore, name: str, vocab_size: int) -> ts.TensorStore:
-    """The array of a split in preparation, longer than any corpus; opened if it exists already."""
-    # A shard of zeros is written like any other, so that a missing file always means damage.
+    """The array of an unfinished split, longer than any corpus; opened if it exists already."""
+    # Shards of zeros are written too, so that a missing file always means damage.
     spec = {"driver": "zarr3", "store_data_equal_to_fill_value": True}
     kvstore = folder / f"{name}/"
     if kvstore.read("zarr.json").result().state == "value":
@@ -270,10 +271,10 @@ def read_tokenizer(
             raise InputError(f"{where} is missing; {_AGAIN}")
         return None
     if sha256 not in (None, hashlib.sha256(content).hexdigest()):
-        raise InputError(f"{where} is damaged: it is not as it was written; {_AGAIN}")
+        raise InputError(f"{where} is damaged: its content has changed; {_AGAIN}")
     tokenizer = load(spec, content)
     if tokenizer.file[1] != content:
-        raise InputError(f"{where} cuts, pads or varies texts, and so the store's are not whole; {_AGAIN}")
+        raise InputError(f"{where} truncates, pads or randomises texts, so the store is incomplete; {_AGAIN}")
     return tokenizer
 
 

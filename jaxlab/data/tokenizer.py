@@ -1,4 +1,4 @@
-"""Tokenizers by a spec string: bytes, a sentencepiece BPE trained on the corpus, or a given model file."""
+"""Tokenizers named by a string: bytes, a sentencepiece BPE trained on the corpus, or a given model file."""
 
 import hashlib
 import io
@@ -14,7 +14,7 @@ from jaxlab.files import local, need, parse_json, reading
 
 SPECS = "bytes, bpe:N, spm:PATH, hf:PATH"
 TRAINING_BYTES = 200_000_000  # a larger corpus trains the BPE on its first 200 MB: more changes little
-SPACE_MARK = "\u2581"  # how sentencepiece writes a space: a literal one would decode to a space
+SPACE_MARK = "\u2581"  # sentencepiece's symbol for a space; as a character of a text it would decode to a space
 EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[EOS]")
 
 
@@ -22,11 +22,11 @@ EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[E
 class Tokenizer:
     """A tokenizer as two functions and the numbers that identify it.
 
-    encode: texts -> one int32 array of ids each, no special ids added; the same for a text whenever it comes. The name
-    of a special token is text like any other. Raises InputError for a text that would hold `eos`.
+    encode: texts -> one int32 array of ids for each, without special tokens; a text always gets the same ids. The name
+    of a special token inside a text is ordinary text. Raises InputError for a text whose ids would contain `eos`.
     decode: ids (any integer sequence) -> text; padding (negative ids) and `eos` are dropped.
-    exact: decode gives back every text that encode takes. eos: separates documents, and starts a text.
-    file: (name, content) to keep beside the tokens, if any, of hash `sha256`.
+    exact: whether decode(encode(text)) == text for every text. eos: the id between documents, also the first input.
+    file: (name, content) of the model file to save beside the tokens, if there is one; `sha256` is its hash.
     """
 
     spec: str
@@ -72,8 +72,8 @@ def make_tokenizer(spec: str, texts: Iterable[str]) -> Tokenizer:
 def load(spec: str, content: bytes | None) -> Tokenizer:
     """The tokenizer of `spec` from the content of its model file (None for bytes). Raises InputError for a bad one.
 
-    Of a tokenizer.json, what is no vocabulary but the settings of a program that used it before is taken out: that it
-    cuts texts, pads them, or draws their ids at random (see `_clean`). `file` and `sha256` are then of what is left.
+    Settings of a tokenizer.json that truncate texts, pad them or make their ids random are removed (see `_clean`);
+    `file` and `sha256` are those of the result.
     """
     kind = spec.partition(":")[0]
     if kind == "bytes":
@@ -92,10 +92,10 @@ def _bytes_tokenizer() -> Tokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A sentencepiece BPE model with `vocab_size` ids in all (also 256 bytes, <unk>, </s>), deterministic.
+    """A sentencepiece BPE model with `vocab_size` ids, 256 bytes, <unk> and </s> included; deterministic.
 
-    With bytes to fall back on and no normalisation, decode(encode(text)) == text for every text.
-    Raises InputError when the text cannot give that many pieces, or the ids are too few for its characters.
+    It has byte fallback and no normalisation, so decode(encode(text)) == text for every text. Raises InputError when
+    the text has too few pieces for that many ids, or too many characters.
     """
     import sentencepiece
 
@@ -115,8 +115,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
             eos_id=1,
             bos_id=-1,
             pad_id=-1,
-            max_sentence_length=1 << 30,  # longer sentences are silently left out: a document is one sentence
-            num_threads=2,  # written into the model file: a fixed number keeps its hash the same everywhere
+            max_sentence_length=1 << 30,  # a document is one sentence; longer ones would be skipped silently
+            num_threads=2,  # is stored in the model file, so a fixed number keeps the file's hash the same
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -148,7 +148,7 @@ def _sentencepiece(spec: str, content: bytes) -> Tokenizer:
         model.LoadFromSerializedProto(content)
     if model.eos_id() < 0:
         raise InputError(f"data.tokenizer={spec!r}: the model has no end-of-sentence id")
-    # A model that we trained spells the space mark in bytes; another's keeps its own rules.
+    # Models that we trained encode the space mark as bytes; other models keep their own rules.
     ours = spec.startswith("bpe")
 
     def encode(texts):
@@ -185,19 +185,19 @@ def _hugging_face(spec: str, content: bytes) -> Tokenizer:
     eos = next((i for i in map(model.token_to_id, EOS_NAMES) if i is not None), None)
     if eos is None:
         raise InputError(f"data.tokenizer={spec!r}: has none of {', '.join(EOS_NAMES)} to separate documents")
-    model.encode_special_tokens = True  # as text: a document that names the separator is not two documents
+    model.encode_special_tokens = True  # as text: a document that contains the separator's name stays whole
 
     def encode(texts):
-        with reading(f"data.tokenizer={spec!r}: a text"):  # such as one with a letter that the model does not have
+        with reading(f"data.tokenizer={spec!r}: a text"):  # for example one with a character that the model lacks
             encoded = [np.asarray(e.ids, np.int32) for e in model.encode_batch_fast(texts, add_special_tokens=False)]
         for text, ids in zip(texts, encoded, strict=True):
-            if eos in ids:  # the name of a token that the file does not call special
-                raise InputError(f"data.tokenizer={spec!r}: reads the end of a document (id {eos}) in {text[:60]!r}")
+            if eos in ids:  # the text has the token's name, and the file does not mark the token as special
+                raise InputError(f"data.tokenizer={spec!r}: finds the end of a document (id {eos}) in {text[:60]!r}")
         return encoded
 
     def decode(ids):
-        kept = [i for i in np.asarray(ids).tolist() if i >= 0 and i != eos]
-        return model.decode(kept, skip_special_tokens=False)
+        ids = [i for i in np.asarray(ids).tolist() if i >= 0 and i != eos]
+        return model.decode(ids, skip_special_tokens=False)
 
     vocab_size = max(model.get_vocab(with_added_tokens=True).values()) + 1
     if vocab_size > 1 << 31:
@@ -207,10 +207,10 @@ def _hugging_face(spec: str, content: bytes) -> Tokenizer:
 
 
 def _clean(spec: str, content: bytes) -> bytes:
-    """A tokenizer.json that keeps a text whole and its ids the same: without truncation, padding and BPE dropout.
+    """A tokenizer.json without truncation, padding and BPE dropout; unchanged if it has none of them.
 
-    These are remains of the training of some model. To obey them would lose text, store padding as text, or give a text
-    other ids every time; to refuse the file would ask a person for this very change. As it is where there are none.
+    These settings are left over from training some model. They would lose text, store padding as text, or give a text
+    different ids each time.
     """
     where = f"data.tokenizer={spec!r}: not a tokenizer.json"
     parsed = need(parse_json(content, where), where, model=dict)

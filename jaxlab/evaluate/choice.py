@@ -1,5 +1,5 @@
-"""Multiple choice by log-likelihood: which continuation of a context the model finds likeliest, as it is and by its
-length, under the names that lm-evaluation-harness gives these scores."""
+"""Multiple choice by log-likelihood: which continuation of a context has the largest log-likelihood, either as a sum or
+divided by the continuation's length. Scores have the names of lm-evaluation-harness."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,16 +17,17 @@ from jaxlab.config import InputError
 from jaxlab.data.tokenizer import Tokenizer
 from jaxlab.evaluate.tasks import Item
 
-# A score, and what of a continuation its log-likelihood is divided by. The first three are the harness's; characters
-# and bytes (of UTF-8) are those of the text without the space that joins it to the context.
+# {score: the length by which a continuation's log-likelihood is divided}. The first three are the harness's. Characters
+# and bytes (of UTF-8) do not include the space between context and continuation.
 SCORES = {"acc": None, "acc_norm": "characters", "acc_bytes": "bytes", "acc_tokens": "tokens"}
 
 
 class Choice(NamedTuple):
-    """One continuation as token ids: `targets` are what the last len(targets) of `inputs` are followed by.
+    """One continuation as token ids. `targets` are the continuation's ids: each is the id that follows one of the last
+    len(targets) `inputs`.
 
-    text: the continuation's, without the space that joins it to the context. cut: tokens that are left out at the
-    beginning, where the whole is longer than the model's context.
+    text: the continuation without the space before it. cut: number of tokens removed from the beginning because context
+    and continuation together are longer than the model's context.
     """
 
     inputs: np.ndarray
@@ -36,34 +37,35 @@ class Choice(NamedTuple):
 
 
 def encode(tokenizer: Tokenizer, items: list[Item], context: int) -> list[list[Choice]]:
-    """The choices of every item; of what is longer than `context` the right end is kept, and an item with a
-    continuation that alone is longer has no choices.
+    """The choices of every item. A text longer than `context` tokens loses its beginning; an item with a continuation
+    that alone is longer gets an empty list.
 
-    Context and continuation are encoded as one text, whose first tokens, as many as the context alone has, count as
-    the context's; spaces at its end go to the continuation. An empty context is the end-of-text id. Raises InputError
-    for a continuation without a token of its own.
+    Context and continuation are encoded as one text. If the context alone, without spaces at its end, has n tokens, the
+    first n tokens of that text count as context and the rest as continuation. An empty context becomes the end-of-text
+    id. Raises InputError for a continuation to which no token is left.
     """
     heads = [len(ids) for ids in tokenizer.encode([item.context.rstrip() for item in items])]
     wholes = iter(tokenizer.encode([item.context + choice for item in items for choice in item.choices]))
 
-    def made(item, start, text):
+    def choice_of(item, start, text):
         ids = next(wholes)
         if not start:
             ids, start = np.concatenate(([tokenizer.eos], ids)), 1
         if len(ids) <= start:
             raise InputError(f"item {item.id}: the continuation {text[:60]!r} has no token of its own")
-        kept = ids[-(context + 1) :].astype(np.int32)
-        return Choice(kept[:-1], ids[start:].astype(np.int32), text.removeprefix(" "), len(ids) - len(kept))
+        fitting = ids[-(context + 1) :].astype(np.int32)
+        return Choice(fitting[:-1], ids[start:].astype(np.int32), text.removeprefix(" "), len(ids) - len(fitting))
 
-    every = [[made(item, n, text) for text in item.choices] for item, n in zip(items, heads, strict=True)]
-    return [choices if max(len(c.targets) for c in choices) <= context else [] for choices in every]
+    encoded = [[choice_of(item, n, text) for text in item.choices] for item, n in zip(items, heads, strict=True)]
+    return [choices if max(len(c.targets) for c in choices) <= context else [] for choices in encoded]
 
 
 def scorer(model, chunk: int) -> Callable:
     """score(params [M, ...], tokens [n, b, L], positions [n, T], targets [n, T]) -> log-probabilities [n, T] float32.
 
-    positions count the b L tokens of a group; targets are the ids that follow there. Natural logarithm, the mean over
-    replicas. The head is applied at these positions alone, `chunk` of each group at a time (dividing T, or above it).
+    Each of the n groups has b sequences of L tokens. positions index a group's b L tokens, and targets are the ids that
+    follow there. Natural logarithms, averaged over the M replicas. The output head is applied at these positions only,
+    to `chunk` of each group at a time; chunk must divide T or be larger.
     """
 
     def one(params, tokens, positions, targets):
@@ -74,7 +76,7 @@ def scorer(model, chunk: int) -> Callable:
         def part(xs):
             hidden, targets = xs
             logits = jnp.einsum("ntd,vd->ntv", hidden, head, preferred_element_type=jnp.float32)
-            # A masked sum, not a gather: it stays local where the vocabulary is sharded.
+            # A masked sum rather than a gather needs no communication when the vocabulary is sharded.
             is_target = lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
             return jnp.sum(jnp.where(is_target, logits, 0), axis=-1) - jax.nn.logsumexp(logits, axis=-1)
 
@@ -91,10 +93,11 @@ def scorer(model, chunk: int) -> Callable:
 
 @dataclass(frozen=True)
 class Layout:
-    """Shapes of the batches: one for each length that sequences are padded to, all with about the same work.
+    """Shapes of the batches: one for each length to which sequences are padded, all with about the same work.
 
-    groups: parts of a batch, one a device along the batch axes. tokens: of a group, padding included. unit: what
-    every length but the last, `context`, is a multiple of. chunk: positions of a group whose logits exist at a time.
+    groups: parts of a batch, one for each device along the batch axes. tokens: tokens in a group, padding included.
+    unit: all padded lengths but the longest, `context`, are multiples of it. chunk: positions of a group whose logits
+    are in memory at one time.
     """
 
     context: int
@@ -104,7 +107,7 @@ class Layout:
     chunk: int
 
     def length(self, size: int) -> int:
-        """Tokens that a sequence of `size` tokens is padded to: four lengths an octave, multiples of unit."""
+        """Padded length of a sequence of `size` tokens: a multiple of unit, with four lengths between powers of two."""
         length = self.unit
         while length < size:
             octave = 1 << (length // self.unit).bit_length() - 1
@@ -112,8 +115,9 @@ class Layout:
         return min(length, self.context)
 
     def scored(self, choices: list[Choice]) -> int:
-        """Positions of a group to score: its share of them among these choices and a little more, so that groups are
-        full of sequences first; in eighths of its tokens, so that shapes recur; at least one full continuation."""
+        """Number of scored positions to reserve in a group: 10 % above the average for these choices, so that a group
+        rarely runs out of positions before it is full of sequences; rounded up to eighths of its tokens, so that few
+        shapes occur; at least `context`, which is the longest continuation."""
         share = sum(len(c.targets) for c in choices) / max(1, sum(self.length(len(c.inputs)) for c in choices))
         eighths = math.ceil(8 * 1.1 * share)
         wanted = max(self.context, -(-eighths * self.tokens // 8))
@@ -121,7 +125,7 @@ class Layout:
 
 
 class Batch(NamedTuple):
-    """Arguments of `scorer`, and for every scored position the number of its choice (-1: none)."""
+    """Arguments of `scorer`, and for every scored position the index of its choice (-1: unused position)."""
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -130,7 +134,7 @@ class Batch(NamedTuple):
 
 
 def batches(choices: list[Choice], layout: Layout, scored: int) -> Iterator[Batch]:
-    """The choices in batches of a few shapes, long ones first, with `scored` positions in each group."""
+    """The choices in batches of a few shapes, long sequences first, with `scored` positions in each group."""
     by_length = {}
     for number, choice in enumerate(choices):
         by_length.setdefault(layout.length(len(choice.inputs)), []).append(number)
@@ -142,7 +146,7 @@ def batches(choices: list[Choice], layout: Layout, scored: int) -> Iterator[Batc
 
 
 def _groups(choices: list[Choice], numbers: list[int], rows: int, scored: int) -> Iterator[list[tuple[int, int]]]:
-    """(row, number of a choice) in groups that fit; neighbours with equal inputs, such as A to D, share a row."""
+    """Groups of (row, index of a choice). Neighbouring choices with equal inputs, such as A to D, share a row."""
     group, row, room, before = [], -1, scored, None
     for number in numbers:
         inputs, targets = choices[number][:2]
@@ -173,9 +177,10 @@ def _batch(choices: list[Choice], groups: list, shape: tuple[int, int, int], sco
 
 
 def log_likelihoods(score: Callable, choices: list[Choice], layout: Layout, scored: int) -> Callable[[], np.ndarray]:
-    """Starts scoring; the result waits for it: the summed log-probability of each choice's targets, float64 [n], nats.
+    """Starts scoring and returns a function that waits for the result: the log-probability of each choice's targets,
+    summed over its tokens, float64 [n], in nats.
 
-    score(tokens, positions, targets) is `scorer` with its parameters and its arrays on their devices.
+    score(tokens, positions, targets): a `scorer` with its parameters, which puts its arrays on the devices.
     """
     started = [(batch.owners, score(*batch[:3])) for batch in batches(choices, layout, scored)]
 
@@ -192,7 +197,8 @@ def log_likelihoods(score: Callable, choices: list[Choice], layout: Layout, scor
 def chooser(model, mesh: Mesh, replicas: int, *, sequences: int, chunk: int) -> Callable:
     """choose(params [M, ...], items, tokenizer) -> `evaluate`, compiled for a mesh and sharded over its batch axes.
 
-    sequences: full ones that fit into a batch. chunk: positions of each of them whose logits exist at a time.
+    sequences: number of full-length sequences that fit into a batch. chunk: positions of each sequence whose logits are
+    in memory at one time.
     """
     axes = parallel.batch_axes(replicas)[1]
     groups = math.prod(mesh.shape[axis] for axis in np.atleast_1d(axes))
@@ -218,21 +224,21 @@ def chooser(model, mesh: Mesh, replicas: int, *, sequences: int, chunk: int) -> 
 
 
 def evaluate(score: Callable, items: list[Item], tokenizer: Tokenizer, layout: Layout) -> Iterator[list[dict]]:
-    """Scores the items; yields their records in order, a window of items at a time. Raises InputError as `encode`, and
-    for a log-likelihood that is not finite.
+    """Scores the items and yields lists of their records, in order. Raises InputError as `encode` does, and for a
+    log-likelihood that is not finite.
 
-    A record: {"id", "domain", "gold"}, and for each choice {"log_likelihood" (nats), "tokens", "characters", "bytes",
-    "cut"}; lists without elements for an item that does not fit.
+    A record has "id", "domain" and "gold", and lists with one element for each choice: "log_likelihood" (nats),
+    "tokens", "characters", "bytes" and "cut". The lists are empty for an item that does not fit into the context.
     """
     before = scored = None
-    size = max(1, layout.groups * layout.tokens // 4)  # some tens of batches: few of them are left partly empty
+    size = max(1, layout.groups * layout.tokens // 4)  # some tens of batches, of which few are partly empty
     for first in range(0, len(items), size):
         window = items[first : first + size]
         encoded = encode(tokenizer, window, layout.context)
-        choices = [choice for of_item in encoded for choice in of_item]
+        choices = [choice for item_choices in encoded for choice in item_choices]
         scored = scored or layout.scored(choices)
         started = window, encoded, log_likelihoods(score, choices, layout, scored)
-        if before:  # fetched while the devices are busy with the next window
+        if before:  # fetched while the devices compute the next window
             yield _records(*before)
         before = started
     if before:
@@ -240,13 +246,13 @@ def evaluate(score: Callable, items: list[Item], tokenizer: Tokenizer, layout: L
 
 
 def _records(items: list[Item], encoded: list[list[Choice]], result: Callable) -> list[dict]:
-    found = iter(result().tolist())
+    likelihoods = iter(result().tolist())
     records = [
         {
             "id": item.id,
             "domain": item.domain,
             "gold": item.gold,
-            "log_likelihood": [next(found) for _ in choices],
+            "log_likelihood": [next(likelihoods) for _ in choices],
             "tokens": [len(c.targets) for c in choices],
             "characters": [len(c.text) for c in choices],
             "bytes": [len(c.text.encode()) for c in choices],
@@ -261,12 +267,13 @@ def _records(items: list[Item], encoded: list[list[Choice]], result: Callable) -
 
 
 def summarise(records: list[dict]) -> dict:
-    """Scores over items, each with its standard error "..._se", sqrt(p (1 - p) / n) for a share p of n items.
+    """Scores over items, each with its standard error "..._se": sqrt(p (1 - p) / n) for a fraction p of n items.
 
-    Those of SCORES: how often the right choice is the likeliest by it; "margin": by how much the right choice is
-    likelier than the mean of the others, nats per token (it moves while the shares are at chance). "chance": the share
-    of a guess. "cut": items of which some choice lost the beginning of its context; "left_out": those that did not fit,
-    not among the n "items". Where nothing fits there are only these three counts.
+    The keys of SCORES: the fraction of items whose right choice has the largest log-likelihood by that score. "margin":
+    the log-likelihood of the right choice less the mean of the others, in nats per token; it rises while accuracy is
+    still at chance. "chance": the expected accuracy of random guesses. "items": n, the items that fit into the context;
+    "cut": those of them in which a choice lost the beginning of its context; "left_out": the items that do not fit.
+    If none fits there are only these three counts.
     """
     fitting = [r for r in records if r["log_likelihood"]]
     n = len(fitting)
@@ -282,7 +289,7 @@ def summarise(records: list[dict]) -> dict:
 
 
 def by_domain(records: list[dict]) -> dict:
-    """`summarise`, with the same of each domain in "domains" where there are several."""
+    """`summarise` of all records and, if there are several domains, of each domain under "domains"."""
     domains = {}
     for record in records:
         domains.setdefault(record["domain"], []).append(record)
@@ -292,11 +299,11 @@ def by_domain(records: list[dict]) -> dict:
 
 def score_tasks(choose: Callable, tasks: dict[str, list[Item]]) -> dict:
     """{"TASK/SCORE": value} of `summarise` for {task: items}; choose(items) as `evaluate`."""
-    found = {}
+    values = {}
     for name, items in tasks.items():
         scores = summarise([record for window in choose(items) for record in window])
-        found |= {f"{name}/{key}": value for key, value in scores.items()}
-    return found
+        values |= {f"{name}/{key}": value for key, value in scores.items()}
+    return values
 
 
 def _likelihoods(record: dict, unit: str | None) -> np.ndarray:

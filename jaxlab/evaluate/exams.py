@@ -1,4 +1,4 @@
-"""MMLU (Hendrycks et al. 2021) and CMMLU (Li et al. 2023): exams by subject, their csv files and TFDS data sets."""
+"""MMLU (Hendrycks et al. 2021) and CMMLU (Li et al. 2023): exam questions by subject, from csv files and TFDS."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from jaxlab.config import InputError
 from jaxlab.files import reading
 
 LETTERS = ("A", "B", "C", "D")
-FILES = {"mmlu": "{split}/*_{split}.csv", "cmmlu": "{split}/*.csv"}  # one file a subject
+FILES = {"mmlu": "{split}/*_{split}.csv", "cmmlu": "{split}/*.csv"}  # one file for each subject
 SPLITS = ("dev", "test")
 ENGLISH_ANSWER, CHINESE_ANSWER = "Answer:", "答案："  # noqa: RUF001
 
@@ -28,8 +28,8 @@ def chinese_header(subject: str) -> str:
 
 
 def rows(path: Path) -> Iterator[tuple[str, dict]]:
-    """(place, {"question", "choices", "answer", "subject"}) of one subject's file: MMLU's has no first line of names,
-    CMMLU's has one, and a first column of numbers. Raises InputError for a row that has not their columns."""
+    """(place, {"question", "choices", "answer", "subject"}) of one subject's csv file. MMLU's files have no header
+    line; CMMLU's have one, and a first column of numbers. Raises InputError for a row with other columns."""
     lines = list(_lines(path))
     named = bool(lines) and lines[0][1][1:2] == ["Question"]
     subject = path.stem if named else path.stem.removesuffix(f"_{path.parent.name}")
@@ -44,7 +44,7 @@ _COLUMNS = ("question,A,B,C,D,answer", "number,question,A,B,C,D,answer")
 
 
 def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """(place, columns) of every row of a csv file that is not empty."""
+    """(place, columns) of every row of a csv file, empty rows left out."""
     with reading(path):
         reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
     line = []
@@ -57,19 +57,19 @@ def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def prepare(name: str, folder: str | Path, data_dir: str | Path) -> None:
-    """Prepares "mmlu" or "cmmlu" as the TFDS data set `name` in data_dir, from a folder of the original's csv files.
+    """Prepares "mmlu" or "cmmlu" as the TFDS data set `name` in data_dir, from a folder with the original csv files.
 
-    The splits are dev and test, in array_record; TensorFlow is not needed. Raises InputError where files are missing.
+    The splits are dev and test, in array_record; TensorFlow is not needed. Raises InputError if files are missing.
     """
     import tensorflow_datasets as tfds  # most of a second
 
-    found = {split: sorted(Path(folder).glob(FILES[name].format(split=split))) for split in SPLITS}
-    if not all(found.values()):
+    paths = {split: sorted(Path(folder).glob(FILES[name].format(split=split))) for split in SPLITS}
+    if not all(paths.values()):
         raise InputError(f"{folder}: must hold {' and '.join(FILES[name].format(split=s) for s in SPLITS)} of {name}")
 
     class Exams(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
-        url_infos = None  # nothing is downloaded; TFDS would look for checksums with a package that it lacks
+        url_infos = None  # nothing is downloaded; without this TFDS looks for checksums and fails
 
         def _info(self):
             features = {
@@ -79,11 +79,11 @@ def prepare(name: str, folder: str | Path, data_dir: str | Path) -> None:
                 "subject": tfds.features.Text(),
             }
             features = tfds.features.FeaturesDict(features)
-            # In the order of the files: the first of dev are the shots.
+            # Keeps the order of the files: the first rows of dev are the few-shot examples.
             return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
         def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(files) for split, files in found.items()}
+            return {split: self._generate_examples(files) for split, files in paths.items()}
 
         def _generate_examples(self, files):
             for file in files:
@@ -94,7 +94,7 @@ def prepare(name: str, folder: str | Path, data_dir: str | Path) -> None:
     Exams(data_dir=data_dir, file_format="array_record").download_and_prepare()
 
 
-CHINESE = {  # a file of CMMLU: its subject in the prompt
+CHINESE = {  # {file of CMMLU: its subject as the prompt names it}
     "agronomy": "农学",
     "anatomy": "解剖学",
     "ancient_chinese": "古汉语",

@@ -1,4 +1,4 @@
-"""Loss on held-out text: nats per token and bits per byte, every token scored once."""
+"""Validation loss in nats per token and bits per byte; every token is scored once."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def evaluator(loss_fn: Callable) -> Callable:
-    """batch(params [M, ...], tokens [b, L+1]) -> {"nll", "tokens"}: sums over tokens, the mean over replicas."""
+    """batch(params [M, ...], tokens [b, L+1]) -> {"nll", "tokens"}: sums over tokens, averaged over replicas."""
 
     def batch(params, tokens):
         _, sums = jax.vmap(loss_fn, in_axes=(0, None))(params, tokens)
@@ -20,8 +20,8 @@ def evaluator(loss_fn: Callable) -> Callable:
 def evaluate(batch: Callable, params, validation, put: Callable, *, sequences: int, batch_sequences: int) -> dict:
     """{"loss" nats/token, "bits_per_byte", "scored_tokens"} over the first `sequences` windows of a validation split.
 
-    batch: a compiled `evaluator`. put(shape, read) builds the device array of tokens; windows past the end are
-    padding. Work is dispatched ahead of the results, which are fetched once.
+    batch: a compiled `evaluator`. put(positions [b]) -> device array [b, L+1] of the windows at these positions; those
+    past the end are padding. All batches are dispatched before the results are fetched.
     """
     sums = []
     for first in range(0, sequences, batch_sequences):

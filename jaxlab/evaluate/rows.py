@@ -1,6 +1,6 @@
-"""Rows of multiple-choice items as others keep them: the pinned archive, prepared TFDS data sets, the originals' files.
+"""Rows of multiple-choice items as published: in the pinned archive, prepared TFDS data sets, or the original files.
 
-Each row comes with its place, for messages: (where it is, the row).
+Each row comes with its place, for error messages: (place, row).
 """
 
 import fnmatch
@@ -29,7 +29,7 @@ def archive_rows(path: Path, member: str) -> Iterator[tuple[str, dict]]:
 
 
 def prepared_rows(name: str, split: str, data_dir: str) -> Iterator[tuple[str, dict]]:
-    """Rows of a TFDS data set prepared as array_record, text as str. Raises InputError where it is not."""
+    """Rows of a TFDS data set prepared as array_record, text as str. Raises InputError if it is not prepared so."""
     builder = open_builder(name, data_dir, "items=tfds")
     if builder.info.file_format.value != "array_record" or split not in builder.info.splits:
         raise InputError(f"items=tfds: {builder.data_dir} must be in array_record and have the split {split}")
@@ -46,7 +46,7 @@ def _placed(rows: list, where: str) -> Iterator[tuple[str, dict]]:
 
 
 def _decoded(value):
-    """What TFDS gives, as JSON would: bytes as str, arrays and their scalars as lists and Python numbers."""
+    """A value from TFDS as JSON would hold it: bytes as str, arrays as lists, scalars as Python numbers."""
     if isinstance(value, dict):
         return {key: _decoded(v) for key, v in value.items()}
     if hasattr(value, "tolist"):
@@ -63,9 +63,9 @@ def file_rows(path: Path) -> Iterator[tuple[str, dict]]:
         return
     with reading(path):
         text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    # Split as bytes: text has other line ends too.
+    # Split as bytes: str.splitlines would also split at other characters, which may occur within JSON.
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
-    answers = path.with_name(f"{path.stem}-labels.lst")  # PIQA's original keeps them apart
+    answers = path.with_name(f"{path.stem}-labels.lst")  # the original PIQA has its labels in a separate file
     labels = _labels(answers, len(lines), path) if answers.exists() else []
     for place, (number, line) in enumerate(lines):
         where = f"{path}:{number}"

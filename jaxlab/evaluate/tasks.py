@@ -1,4 +1,4 @@
-"""Multiple-choice items from their original formats, as the prompts that lm-evaluation-harness gives them."""
+"""Multiple-choice items, read from their original formats, with the prompts of lm-evaluation-harness."""
 
 import re
 from collections import Counter
@@ -12,11 +12,12 @@ from jaxlab.evaluate import exams
 from jaxlab.evaluate.rows import archive_rows, file_rows, prepared_rows
 from jaxlab.files import local, reading
 
-MOST_SHOTS = 5  # what the development splits of MMLU and CMMLU hold for a subject
+MOST_SHOTS = 5  # examples of each subject in the dev splits of MMLU and CMMLU
 
 
 class Item(NamedTuple):
-    """A question as text. choices: the continuations of `context`, each with the space that joins it on."""
+    """A question as text. choices: the continuations of `context`, each beginning with a space. gold: the index of the
+    right choice. domain: the subject, for exams."""
 
     id: str
     context: str
@@ -27,10 +28,11 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """Where the items of a task are found, and how a row becomes an Item.
+    """Where the items of a task are, and how a row becomes an Item.
 
-    archive: members of the pinned archive; tfds: prepared data set; files: names in a folder of the originals, the
-    first that matches; all with {split}. header: what stands before everything, given the item's domain.
+    archive: members of the pinned archive; tfds: the prepared data set; files: patterns for file names in a folder of
+    the original files, of which the first that matches counts; {split} is replaced in all. header: the beginning of
+    every prompt, as a function of the item's domain.
     """
 
     item: Callable[[int, dict], Item]
@@ -53,13 +55,13 @@ def hellaswag(number: int, row: dict) -> Item:
 
 
 def _sentences(context: str, source: str) -> tuple[str, str]:
-    """TFDS holds the two parts of a context as one; only captions have a second, which begins within a sentence."""
+    """The two parts of a context, which TFDS joins. Only those from ActivityNet captions have a second part."""
     parts = re.fullmatch(r"(.*\.) (.*)", context, re.DOTALL) if source.startswith("activitynet") else None
     return parts.groups() if parts else (context, "")
 
 
 def _without_markup(text: str) -> str:
-    text = text.strip().replace(" [title]", ". ")  # what is left of WikiHow's page structure
+    text = text.strip().replace(" [title]", ". ")  # a remnant of WikiHow's page structure
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
@@ -71,9 +73,9 @@ def piqa(number: int, row: dict) -> Item:
 
 def arc(number: int, row: dict) -> Item:
     """Clark et al. 2018: a school question with three to five answers."""
-    del number  # the items have names
+    del number  # ARC's items have ids of their own
     answers = row.get("choices")
-    if isinstance(row.get("question"), dict):  # the original files; the copies on hubs are flat
+    if isinstance(row.get("question"), dict):  # the original files; copies elsewhere are not nested
         question, answers = row["question"], row["question"].get("choices")
         if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
             raise _wrong("choices", answers, "a list of objects with text and label")
@@ -128,7 +130,7 @@ def _texts(row: dict, key: str) -> list[str]:
 
 
 def _index(row: dict, key: str, count: int) -> int:
-    """The number of the right choice, which some files write as text."""
+    """The index of the right choice, which some files write as text."""
     value = row.get(key)
     if isinstance(value, str) and value in map(str, range(count)):
         value = int(value)
@@ -182,7 +184,7 @@ def parse(spec: str) -> tuple[str, int]:
 
 
 def read_tasks(specs: str, source: str, **where) -> dict[str, list[Item]]:
-    """{spec: `read_items`} for specs separated by commas. Raises InputError for any bad one before it reads any."""
+    """{spec: `read_items`} for specs separated by commas. Raises InputError for a bad spec before any is read."""
     wanted = [spec.strip() for spec in specs.split(",") if spec.strip()]
     for spec in wanted:
         parse(spec)
@@ -190,11 +192,11 @@ def read_tasks(specs: str, source: str, **where) -> dict[str, list[Item]]:
 
 
 def read_items(spec: str, source: str, *, archives: str, tfds_dir: str, limit: int = 0) -> list[Item]:
-    """The items of a task, the first `limit` of them unless that is 0; those of MMLU and CMMLU in turns of subjects.
+    """The items of a task, the first `limit` of them unless that is 0. Subjects of MMLU and CMMLU take turns.
 
-    spec: TASK or TASK:SHOTS. source: "archive" (the pinned one in the folder `archives`, fetched if it is missing),
-    "tfds" (prepared in `tfds_dir`; empty: the TFDS default), or a file or folder in the format of the originals.
-    Raises InputError where the items are missing or one is not whole.
+    spec: TASK or TASK:SHOTS. source: "archive" (the pinned one in the folder `archives`, downloaded if it is missing),
+    "tfds" (prepared in `tfds_dir`; empty: the TFDS default), or a file or folder in the original format.
+    Raises InputError if the items are missing or one is incomplete.
     """
     name, shots = parse(spec)
     task = TASKS[name]
@@ -218,12 +220,12 @@ def _item(task: Task, number: int, where: str, row: dict) -> Item:
             task.header(item.domain)
         for choice in item.choices:
             if not choice.strip():
-                raise ValueError("a choice is blank without its markup")
+                raise ValueError("a choice is blank once its markup is removed")
         return item
 
 
 def _in_turns(items: list[Item]) -> list[Item]:
-    """The first item of every domain, then the second of every domain, and so on: the first n stand for all."""
+    """The first item of every domain, then the second of every domain, and so on, so that the first n cover all."""
     turn, turns = Counter(), []
     for item in items:
         turns.append(turn[item.domain])
@@ -231,24 +233,24 @@ def _in_turns(items: list[Item]) -> list[Item]:
     return [item for _, item in sorted(zip(turns, items, strict=True), key=lambda pair: pair[0])]
 
 
-def _with_shots(items: list[Item], shown: list[Item], shots: int, header: Callable[[str], str]) -> list[Item]:
-    """Items with their header, after the first `shots` answered items of their domain."""
+def _with_shots(items: list[Item], examples: list[Item], shots: int, header: Callable[[str], str]) -> list[Item]:
+    """Items whose context is the header, the first `shots` examples of their domain with answers, and the question."""
     answered = {}
-    for item in shown:
+    for item in examples:
         answered.setdefault(item.domain, []).append(item.context + item.choices[item.gold])
     for domain in {item.domain for item in items}:
         if len(answered.get(domain, ())) < shots:
             raise InputError(f"tasks: {shots} shots, and the split dev has {len(answered.get(domain, ()))} of {domain}")
 
-    def whole(item):
+    def prompted(item):
         blocks = [*answered.get(item.domain, ())[:shots], item.context]
         return item._replace(context=header(item.domain) + "\n\n".join(blocks))
 
-    return [whole(item) for item in items]
+    return [prompted(item) for item in items]
 
 
 def _rows(name, task: Task, split: str, source: str, archives: str, tfds_dir: str) -> Iterator[tuple[str, dict]]:
-    """(where it is, for messages; the row) of every row of a split."""
+    """(place, row) of every row of a split."""
     if source == "archive":
         if not task.archive:
             raise InputError(f"items=archive: has no {name}; give a folder of its files, or tfds")
@@ -264,6 +266,7 @@ def _rows(name, task: Task, split: str, source: str, archives: str, tfds_dir: st
     if not files:
         raise InputError(f"items={source}: has no file of {name}, split {split}: {' or '.join(patterns)}")
     rows = (row for file in files for row in file_rows(file))
-    # A row that names no split is of its file's, or else of the one that is scored: never an answered example of dev.
+    # A row that names no split belongs to the split in its file's name or, without one, to the split that is scored:
+    # then it is never used as a few-shot example.
     unnamed = split if pattern not in task.files and not path.is_file() else task.split
     return ((where, row) for where, row in rows if row.get("split", unnamed) == split) if task.header else rows

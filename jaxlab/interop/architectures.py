@@ -1,16 +1,17 @@
-"""What transformers and this project call the same things: keys of a config, tensors of a checkpoint."""
+"""The names that transformers and this project have for the same config keys and tensors."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A class of transformers, and the family of `config.model` that computes the same.
+    """A class of transformers, and the family of `config.model` that computes the same function.
 
-    keys: key of config.json -> key of config.model. defaults: what transformers takes for keys that are left out.
-    required: keys of config.json with the one value that our decoder computes, their default unless `defaults` has it.
-    tensors: name of a tensor, {} for the layer, then {} for the expert -> our parameters, joined along the last axis.
-    transposed: kernels lie as [out, in], as torch.nn.Linear has them, and not as [in, out].
+    keys: key of config.json -> key of config.model. defaults: the values that transformers uses for missing keys.
+    required: keys of config.json with the only value that our decoder implements; that value is also the default of a
+    missing key unless `defaults` has one. tensors: name of a tensor, with {} for the layer and a second {} for the
+    expert -> paths of our parameters, concatenated along the last axis. transposed: kernels are stored as [out, in], as
+    by torch.nn.Linear, and not as [in, out].
     """
 
     name: str
@@ -23,7 +24,7 @@ class Architecture:
 
 
 def _tensors(prefix: str, table: dict[str, str]) -> dict[str, tuple[str, ...]]:
-    """A table written briefly: layers' names begin with a dot, parameters to be joined are separated by spaces."""
+    """Expands a short table: tensors of layers begin with a dot, parameters to concatenate are separated by spaces."""
     named = {}
     for theirs, ours in table.items():
         layer = theirs.startswith(".")
@@ -129,7 +130,7 @@ ARCHITECTURES = {  # by the model_type of config.json
         family="gpt2",
         keys=_GPT2_KEYS,
         defaults={"n_positions": 1_024, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
-        # Its gelu_new is the tanh form, which is ours.
+        # gelu_new is the tanh approximation, which is ours too.
         required={"activation_function": "gelu_new", "scale_attn_weights": True,
                   "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
         tensors=_GPT2_TENSORS,
@@ -137,5 +138,5 @@ ARCHITECTURES = {  # by the model_type of config.json
     ),
 }  # fmt: skip
 
-# Families of ours whose decoder one of these classes computes; InternLM2's is LLaMA's with grouped queries.
+# {our family: model_type of the class that computes its decoder}; InternLM2's is LLaMA's with grouped queries.
 MODEL_TYPES = {"llama": "llama", "internlm2": "llama", "qwen3": "qwen3", "qwen3_moe": "qwen3_moe", "gpt2": "gpt2"}

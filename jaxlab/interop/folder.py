@@ -1,4 +1,4 @@
-"""A folder that is written whole or not at all."""
+"""Writes a folder completely or not at all."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from jaxlab.files import writing
 
 
 def check_replaceable(folder: Path, files: Collection[str]) -> None:
-    """Raises InputError unless `folder` is absent, empty, or holds `files` and nothing else."""
+    """Raises InputError unless `folder` is absent, empty, or holds exactly `files`."""
     names = _names(folder)
     if names and names != {*files}:
         raise InputError(
@@ -19,15 +19,16 @@ def check_replaceable(folder: Path, files: Collection[str]) -> None:
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None], files: Collection[str]) -> None:
-    """Calls write(a folder beside), and renames that into the place of `folder` if `check_replaceable` lets it.
+    """Calls write(temporary folder) and renames the result to `folder`, if `check_replaceable` allows it.
 
-    Whoever looks finds the old folder or the new one, whole, or for an instant between two renames neither. If write
-    raises, the old one stays. Raises InputError for a folder beside, .FOLDER.part or .FOLDER.old, with other files.
+    A reader finds the complete old folder or the complete new one or, for an instant between two renames, neither. If
+    write raises, the old folder stays. The temporary folders are .FOLDER.part and .FOLDER.old beside it; raises
+    InputError if one of them holds other files.
     """
     check_replaceable(folder, files)
     folder = folder.resolve()
     part, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "old"))
-    for beside in (part, old):  # of a process that was killed, or somebody else's
+    for beside in (part, old):  # left by a killed process, or somebody else's
         if others := _names(beside) - {*files}:
             raise InputError(
                 f"{beside}: holds {_listed(others)}; it is in the way of {folder.name}, which needs the name"

@@ -1,4 +1,4 @@
-"""The model class `jaxlab` for lm-evaluation-harness: its own tasks on the checkpoints of a run."""
+"""The model class `jaxlab` for lm-evaluation-harness, which runs the harness's tasks on the checkpoint of a run."""
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,14 @@ from jaxlab.interop.workdir import newest_params, recorded_config
 from jaxlab.model.decoder import Decoder
 from jaxlab.train.build import build
 
-NEW_TOKENS = 256  # generated where a task names no number
+NEW_TOKENS = 256  # tokens to generate if a task gives no number
 
 
 def reader(model: Decoder, ids: int):
     """read(params, tokens [n, b, L], positions [n, T], targets [n, T]) -> (log-probabilities, likeliest ids) [n, T].
 
-    positions count the b L tokens of a group; both results are about the token that follows there. Nats, float32. Of
-    the model's vocabulary only the first `ids` are tokens, the rest is padding that is never the likeliest.
+    positions index the b L tokens of a group; both results are about the token that follows there. Nats, float32. Only
+    the first `ids` entries of the model's vocabulary are tokens; the rest is padding and never returned as likeliest.
     """
 
     def read(params, tokens, positions, targets):
@@ -41,8 +41,8 @@ def reader(model: Decoder, ids: int):
 class JaxlabLM(TemplateLM):
     """The newest checkpoint of a run: --model jaxlab --model_args workdir=runs/demo.
 
-    batch_size: sequences of the model's full context in a batch; shorter ones go more at a time. Generation is greedy.
-    `device` and `max_batch_size` are the harness's, and not used: JAX chooses the device.
+    batch_size: number of full-length sequences in a batch; a batch holds more sequences if they are shorter. Generation
+    is greedy. The harness passes `device` and `max_batch_size`, which are ignored: JAX chooses the device.
     """
 
     def __init__(self, workdir: str = "", batch_size: int | str = 8, device=None, max_batch_size=None, **unknown):
@@ -58,13 +58,13 @@ class JaxlabLM(TemplateLM):
         self._params = newest_params(run, workdir)
         self._tokenizer = load_tokenizer(config.data.store)
         self._layout = Layout(model.c.context, groups=1, tokens=int(batch_size) * model.c.context, unit=32, chunk=1)
-        # As plainly as can be: any number of sequences of any length, on any device.
+        # Default attention and no sharding: takes any number of sequences of any length on any device.
         decoder = Decoder(model.c, dtype=model.dtype, scan=model.scan)
         self._read = jax.jit(reader(decoder, self._tokenizer.vocab_size))
 
     @property
     def eot_token_id(self) -> int:
-        """Also the prefix of a text without context: what separated documents in training."""
+        """The id between documents in training; also the context of a text that has none."""
         return self._tokenizer.eos
 
     @property
@@ -76,7 +76,7 @@ class JaxlabLM(TemplateLM):
             return self._tokenizer.encode([string])[0].tolist()
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, whether greedy decoding gives it) of each request (_, context, continuation)."""
+        """(log-likelihood in nats, whether greedy decoding yields it) of each request (_, context, continuation)."""
         choices = [self._choice(context, continuation) for _, context, continuation in requests]
         total, greedy = np.zeros(len(choices)), np.ones(len(choices), bool)
         for tokens, positions, targets, owners in batches(choices, self._layout, self._layout.scored(choices)):
@@ -96,11 +96,11 @@ class JaxlabLM(TemplateLM):
                 f"a continuation of {len(continuation)} tokens cannot be scored; allowed: 1 to the model's context of "
                 f"{self.max_length}"
             )
-        kept = np.array((context + continuation)[-(self.max_length + 1) :], np.int32)
-        return Choice(kept[:-1], kept[-len(continuation) :], text="", cut=0)
+        ids = np.array((context + continuation)[-(self.max_length + 1) :], np.int32)
+        return Choice(ids[:-1], ids[-len(continuation) :], text="", cut=0)
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, in windows of the model's context that the harness cuts."""
+        """Log-likelihood of whole texts, which the harness cuts into windows of the model's context."""
         owners, windows = [], []
         for number, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
@@ -112,18 +112,18 @@ class JaxlabLM(TemplateLM):
         return total.tolist()
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations, up to a stop string, the end of the text or max_gen_toks."""
+        """Greedy continuations up to a stop string, the end-of-text id or max_gen_toks tokens."""
         return [self._generate(*request.args) for request in requests]
 
     def _generate(self, context: str, options: dict) -> str:
         with reading(f"the options {options!r:.60}"):
             options = normalize_gen_kwargs(options, min(NEW_TOKENS, self.max_length // 2))
         if options["do_sample"]:
-            raise InputError("do_sample=True: only greedy generation is there")
+            raise InputError("do_sample=True: only greedy generation is implemented")
         most, stops = options["max_gen_toks"], options["until"]
         if not all(isinstance(stop, str) for stop in stops):
             raise InputError(f"until={stops!r:.60}: must be texts")
-        stops = [stop for stop in stops if stop]  # an empty one would stop everywhere
+        stops = [stop for stop in stops if stop]  # an empty one would match everywhere
         if not 0 <= most < self.max_length:
             raise InputError(f"max_gen_toks={most}: must be from 0 to below the model's context, {self.max_length}")
         ids = self.tok_encode(context)[-(self.max_length - most) :] or [self.eot_token_id]

@@ -1,4 +1,4 @@
-"""Folders that transformers opens: config.json, safetensors and a tokenizer, written and read with numpy alone."""
+"""Folders in the format of transformers: config.json, safetensors and a tokenizer, written and read with numpy."""
 
 import json
 import re
@@ -25,14 +25,14 @@ from jaxlab.model.decoder import Decoder
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 FILES = (CONFIG, WEIGHTS, "tokenizer.json", "tokenizer_config.json")  # of an export
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
-TRAINING = ("family", "init_std", "z_loss", "balance_loss")  # keys of config.model that a trained model does not have
-TYPES = ("F32", "F16", "BF16")  # of tensors that are read, as safetensors calls them
+TRAINING = ("family", "init_std", "z_loss", "balance_loss")  # keys of config.model that matter only in training
+TYPES = ("F32", "F16", "BF16")  # of tensors that can be read, by the names of safetensors
 SHARD = re.compile(r"[^/\\\0]+\.safetensors")
-BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")  # constants that old folders keep as tensors
+BUFFERS = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")  # constants that old folders store as tensors
 
 
 def check_export(folder: str | Path, model: Mapping, tokenizer: Tokenizer, dtype: str) -> None:
-    """Raises InputError if `export` would refuse these, before there are parameters to write."""
+    """Raises InputError if `export` would refuse these arguments; needs no parameters."""
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
     if tokenizer.vocab_size > model["vocab_size"]:
@@ -49,9 +49,9 @@ def export(folder: str | Path, params, model: Mapping, tokenizer: Tokenizer, dty
     """Writes a model as a folder of transformers: config.json, model.safetensors, the tokenizer's files.
 
     params: the decoder's, without a replica axis. model: the keys of `config.model`, with the vocab_size of params.
-    dtype: float32, or bfloat16 (rounded to nearest). The folder is replaced in one piece if it is empty or an earlier
-    export. Raises InputError for one that holds anything else, for a model that no class of transformers computes,
-    naming the key and its value, for a tokenizer with more ids than the model, and for a disk that is full.
+    dtype: float32, or bfloat16 (rounded to nearest). The folder is replaced as a whole if it is empty or an earlier
+    export. Raises InputError for a folder that holds anything else; for a model that no class of transformers computes,
+    naming the key and its value; for a tokenizer with more ids than the model; and for a full disk.
     """
     check_export(folder, model, tokenizer, dtype)
     architecture, config = config_json(model)
@@ -66,18 +66,19 @@ def export(folder: str | Path, params, model: Mapping, tokenizer: Tokenizer, dty
             (part / name).write_bytes(content)
         try:
             safetensors.numpy.save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
-        except safetensors.SafetensorError as error:  # of a full disk too
+        except safetensors.SafetensorError as error:  # also for a full disk
             raise InputError(f"{Path(folder) / WEIGHTS}: cannot be written ({first_line(error)})") from error
-        shutil.copymode(part / CONFIG, part / WEIGHTS)  # safetensors makes it its owner's alone
+        shutil.copymode(part / CONFIG, part / WEIGHTS)  # safetensors lets only the owner read it
 
     replace_folder(Path(folder), write, FILES)
 
 
 def load(folder: str | Path) -> tuple[dict, dict]:
-    """(keys of `config.model`, float32 parameters of the decoder) of a folder of transformers, in one file or shards.
+    """(keys of `config.model`, float32 parameters of the decoder) from a folder in the format of transformers.
 
-    Tensors of 16 bits become float32, which is exact. Raises InputError for a folder or an architecture that cannot
-    be read, and for a tensor that is missing, unknown, or of another shape or type than the config says.
+    The weights may be one file or shards. Tensors of 16 bits become float32, which is exact. Raises InputError for a
+    folder or an architecture that cannot be read, and for a tensor that is missing, unknown, or of another shape or
+    type than the config says.
     """
     folder = Path(folder)
     path = folder / CONFIG
@@ -87,7 +88,7 @@ def load(folder: str | Path) -> tuple[dict, dict]:
         model = model_config(config)
     architecture = ARCHITECTURES[config["model_type"]]
     decoder = Decoder(FrozenConfigDict(model), scan=True)
-    with reading(path):  # of shapes that do not go together
+    with reading(path):  # inconsistent shapes
         shapes = jax.eval_shape(decoder.init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
     shapes = {path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()}
     tensors = _read_tensors(folder, architecture)
@@ -97,7 +98,7 @@ def load(folder: str | Path) -> tuple[dict, dict]:
 
 @contextmanager
 def _within(folder: Path) -> Iterator[None]:
-    """Within it, an InputError names the folder."""
+    """A context in which an InputError names the folder."""
     try:
         yield
     except InputError as error:
@@ -105,14 +106,14 @@ def _within(folder: Path) -> Iterator[None]:
 
 
 def config_json(model: Mapping) -> tuple[Architecture, dict]:
-    """The architecture of a model, and its config.json. Raises InputError for what no class of transformers has."""
+    """The architecture of a model, and its config.json. Raises InputError if no class of transformers computes it."""
     if model["family"] not in MODEL_TYPES:
         raise InputError(
             f"model.family={model['family']}: transformers has no class for it; allowed: {', '.join(MODEL_TYPES)}"
         )
     model_type = MODEL_TYPES[model["family"]]
     architecture = ARCHITECTURES[model_type]
-    # A key that this class cannot vary has the family's value, and one that no class knows its default.
+    # Keys that this class fixes must have the family's value, and keys that no class has their default.
     fixed = default().model.to_dict() | families.ARCHITECTURES[architecture.family] | _derived(model)
     for key in fixed.keys() - {*architecture.keys.values(), *TRAINING}:
         if model[key] != fixed[key]:
@@ -123,8 +124,8 @@ def config_json(model: Mapping) -> tuple[Architecture, dict]:
 
 
 def model_config(config: dict) -> dict:
-    """The keys of `config.model` that a config.json says. Raises InputError for what our decoder does not compute, and
-    for values of the wrong kind."""
+    """The keys of `config.model` for a config.json. Raises InputError if our decoder does not compute the model, and
+    for values of the wrong type."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise InputError(f"{CONFIG}: model_type={model_type!r:.60}: must be one of {', '.join(ARCHITECTURES)}")
@@ -141,7 +142,7 @@ def model_config(config: dict) -> dict:
 
 
 def _checked(key: str, value, ours: str):
-    """The value of a key of config.json, if it is of the kind that our key has."""
+    """The value of a key of config.json, checked to have the type of our key."""
     kind = type(default().model[ours])
     if kind is bool:
         right, allowed = type(value) is bool, "true or false"
@@ -189,19 +190,19 @@ def _to_tensors(architecture: Architecture, params) -> dict[str, np.ndarray]:
 
 
 def _to_params(architecture: Architecture, tensors: dict[str, np.ndarray], shapes: dict[str, tuple]) -> dict:
-    """Parameters of the wanted shapes from all of the tensors. Raises InputError."""
+    """Parameters of the given shapes, for which every tensor must be used. Raises InputError."""
     flat = {}
     for name, paths in architecture.tensors.items():
         if paths[0] in shapes:
             axes, flip = name.count("{}"), _flipped(architecture, paths[0])
             widths = [shapes[path][-1] for path in paths]
-            stacked, wanted = shapes[paths[0]][:axes], (*shapes[paths[0]][axes:-1], sum(widths))
-            wanted = wanted[::-1] if flip else wanted
-            pieces = [_take(tensors, name.format(*i), wanted) for i in np.ndindex(stacked)]
-            joined = np.stack(pieces).reshape(*stacked, *wanted)
+            stacked, shape = shapes[paths[0]][:axes], (*shapes[paths[0]][axes:-1], sum(widths))
+            shape = shape[::-1] if flip else shape
+            pieces = [_take(tensors, name.format(*i), shape) for i in np.ndindex(stacked)]
+            joined = np.stack(pieces).reshape(*stacked, *shape)
             joined = joined.swapaxes(-1, -2) if flip else joined
             flat |= zip(paths, np.split(joined, np.cumsum(widths)[:-1], axis=-1), strict=True)
-    head = tensors.pop("lm_head.weight", None)  # of a tied model: some folders have it, and it is the embedding
+    head = tensors.pop("lm_head.weight", None)  # left if the model is tied: some folders store the embedding again
     if head is not None and not np.array_equal(head, flat["embedding"]):
         raise InputError("tensor lm_head.weight: differs from the embedding, and config.json says that they are tied")
     for name in tensors:
@@ -222,26 +223,26 @@ def _take(tensors: dict[str, np.ndarray], name: str, shape: tuple) -> np.ndarray
 
 
 def _flipped(architecture: Architecture, path: str) -> bool:
-    """Whether a matrix lies the other way round: heads always do."""
+    """Whether a matrix is stored transposed; heads always are."""
     return path == "head" or (architecture.transposed and path.endswith("/kernel"))
 
 
 def _read_tensors(folder: Path, architecture: Architecture) -> dict[str, np.ndarray]:
-    """All tensors of a folder, by the names that the class with its head gives them; constants are left out."""
+    """All tensors of a folder, under the names of the class with a language-model head; constants are left out."""
     prefix = next(iter(architecture.tensors)).partition(".")[0] + "."
     tensors = {}
     for path in _weight_files(folder):
         for name, tensor in _tensors_of(path):
-            whole = name if name.startswith((prefix, "lm_head.")) else prefix + name
-            if whole in tensors:
+            full_name = name if name.startswith((prefix, "lm_head.")) else prefix + name
+            if full_name in tensors:
                 raise InputError(f"{path}: tensor {name} is there for the second time")
-            tensors[whole] = tensor
+            tensors[full_name] = tensor
     return tensors
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """model.safetensors where there is one, as transformers looks, or the files that the index names beside itself.
-    An index that names others is refused, wanted or not."""
+    """model.safetensors if there is one, as in transformers, else the files beside the index that it names. Raises
+    InputError for an index that names files elsewhere, even if it is not needed."""
     index = folder / INDEX
     if not index.exists():
         return [folder / WEIGHTS]
@@ -255,7 +256,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _tensors_of(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, tensor) of a safetensors file, without constants. Raises InputError for a type that is not read."""
+    """(name, tensor) of a safetensors file, without constants. Raises InputError for a type not in TYPES."""
     with reading(path), _safetensors().safe_open(path, framework="numpy") as file:
         for name in file.keys():  # noqa: SIM118, not a dict
             if not BUFFERS.search(name):

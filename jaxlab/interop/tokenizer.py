@@ -1,4 +1,4 @@
-"""Our tokenizers as the files that transformers opens, with the same ids for every text."""
+"""Our tokenizers as files in the format of transformers, which give every text the same ids."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
 def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
     """{file name: content} of tokenizer.json and tokenizer_config.json, for a model that takes `context` tokens.
 
-    Raises InputError for a sentencepiece model whose rules a tokenizer.json cannot follow.
+    Raises InputError for a sentencepiece model whose rules a tokenizer.json cannot express.
     """
     kind = tokenizer.spec.partition(":")[0]
     if kind == "hf":
         content = json.loads(tokenizer.file[1])
-        # What it adds around a text (a beginning, an end) the model has not been trained with.
+        # The model was not trained with the tokens that it adds at the beginning or end of a text.
         content["post_processor"] = None
         eos = next(token for token, i in vocabulary(content).items() if i == tokenizer.eos)
     elif kind == "bytes":
@@ -31,7 +31,7 @@ def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
         "eos_token": eos,
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # the name of a special token is the characters that it is
+        "split_special_tokens": True,  # the name of a special token in a text is ordinary text
     }
     files = {"tokenizer.json": content, "tokenizer_config.json": config}
     return {name: json.dumps(content, indent=2, ensure_ascii=False).encode() for name, content in files.items()}
@@ -54,7 +54,7 @@ def check_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def vocabulary(content: dict) -> dict[str, int]:
-    """{token: id} of a tokenizer.json; spaces as spaces, whether or not it marks them as sentencepiece does."""
+    """{token: id} of a tokenizer.json, with sentencepiece's space marks, if it has them, replaced by spaces."""
     pieces = content["model"]["vocab"]
     if isinstance(pieces, list):  # with scores, in the order of their ids
         pieces = {piece: i for i, (piece, _) in enumerate(pieces)}
@@ -63,7 +63,7 @@ def vocabulary(content: dict) -> dict[str, int]:
 
 
 def _bpe(vocab: dict[str, int], merges: list[list[str]], normalizers: list = (), decoders: list = ()) -> dict:
-    """A tokenizer.json: merges over the characters of a whole text, and bytes for characters that are no token."""
+    """A tokenizer.json that merges the characters of a whole text and falls back on bytes for unknown characters."""
     model = {"type": "BPE", "byte_fallback": True, "vocab": vocab, "merges": merges}
     return {
         "version": "1.0",
@@ -79,9 +79,9 @@ def _bpe(vocab: dict[str, int], merges: list[list[str]], normalizers: list = (),
 def _sentencepiece(tokenizer: Tokenizer) -> tuple[dict, str]:
     """The tokenizer.json of a sentencepiece BPE, and its end-of-sentence piece.
 
-    sentencepiece joins, of all neighbours that together are a piece, those whose piece has the highest score; so a
-    merge for every way to cut a piece in two, in the order of scores. Pieces are written with spaces for the space
-    mark: a mark in the text is then no token and spelled in bytes, as ours does.
+    sentencepiece repeatedly joins the two neighbours whose union is the piece with the highest score. This equals BPE
+    merges with one merge for every way to cut a piece in two, in the order of scores. Pieces have spaces in place of
+    the space mark, so a space mark in a text is not a token and becomes bytes, as in our encoder.
     """
     from sentencepiece import sentencepiece_model_pb2 as proto
 
@@ -97,7 +97,7 @@ def _sentencepiece(tokenizer: Tokenizer) -> tuple[dict, str]:
         if text[:cut] in score and text[cut:] in score
     ]
     normalizers, decoders = [], []
-    if not tokenizer.spec.startswith("bpe"):  # a model of somebody else reads a mark in the text as a space
+    if not tokenizer.spec.startswith("bpe"):  # other models treat a space mark in a text as a space
         normalizers.append({"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "})
     if model.normalizer_spec.add_dummy_prefix:
         normalizers.insert(0, {"type": "Prepend", "prepend": " "})

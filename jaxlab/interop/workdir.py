@@ -1,4 +1,4 @@
-"""The model of a run: taken out of its workdir, or put into a new one to go on from."""
+"""Reads the parameters of a run from its workdir, and starts a new run from given parameters."""
 
 from pathlib import Path
 
@@ -17,21 +17,22 @@ from jaxlab.train.state import Clock, State
 
 
 def recorded_config(workdir: str | Path) -> ConfigDict:
-    """The config of the run in workdir. Raises InputError where there is none, or a damaged one."""
+    """The config of the run in workdir. Raises InputError if there is none or it is damaged."""
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise InputError(f"workdir={workdir}: holds no run")
     config, recorded = default(), read_record(path, config=dict)["config"]
-    with reading(path):  # the tree refuses keys that it does not have, and values of another kind
+    with reading(path):  # ConfigDict refuses unknown keys and values of another type
         config.update_from_flattened_dict(recorded)
     return config
 
 
 def newest_params(run: Run, workdir: str | Path):
-    """Parameters of the newest checkpoint in workdir, as the decoder takes them, without a replica axis.
+    """Parameters of the newest checkpoint in workdir, as the decoder takes them, without a replica axis. With DiLoCo
+    they are the global parameters.
 
-    Nothing there is changed: training may be going on. Raises InputError where there is no checkpoint or a damaged
-    one, where the run has another config, and for several replicas that never meet, which are as many models.
+    Changes nothing, so the run may be training meanwhile. Raises InputError if there is no checkpoint or it is damaged,
+    if the run has another config, and for several replicas that never synchronise, which are several models.
     """
     check_run(run, Path(workdir))
     if run.config.replicas > 1 and not run.program.outer_loop:
@@ -41,8 +42,9 @@ def newest_params(run: Run, workdir: str | Path):
 
 
 def go_on_from(run: Run, workdir: str | Path, source: str | Path) -> None:
-    """Saves the newest parameters of the run in the workdir `source` as the checkpoint at 0 tokens of another run; does
-    nothing where that run has begun so already. Raises InputError as `newest_params` and `start_from` do."""
+    """Saves the newest parameters of the run in the workdir `source` as the checkpoint at 0 tokens of the run in
+    `workdir`. If that already has checkpoints, only checks that they are those of a run begun in this way. Raises
+    InputError as `newest_params` and `start_from` do."""
     if complete(Path(workdir)):
         claim(Path(workdir), record(run) | {"awaits": {"params_from": str(source)}})
         return
@@ -51,11 +53,11 @@ def go_on_from(run: Run, workdir: str | Path, source: str | Path) -> None:
 
 
 def start_from(run: Run, workdir: str | Path, model: dict, params, source: str | Path) -> None:
-    """Saves params in workdir as the checkpoint at 0 tokens, from which the run's training goes on.
+    """Saves params in workdir as the checkpoint at 0 tokens, from which training of the run starts.
 
-    model: keys of `config.model` that params were made with; source: where they are from, for messages and for the
-    run's config.json. Every replica gets them, with a new optimiser state. Raises InputError for a model other than
-    the run's, or a workdir that has checkpoints.
+    model: the keys of `config.model` for which params were made; source: where they come from, for messages and for
+    the run's config.json. Every replica gets them, with a new optimiser state. Raises InputError if the model is not
+    the run's, or if workdir has checkpoints.
     """
     _check_model(run.program.model.c, model, str(source))
     workdir = Path(workdir)

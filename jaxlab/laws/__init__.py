@@ -1,1 +1,1 @@
-"""Scaling laws: a fitter for any law, and the laws of the studies. Needs jax, numpy and scipy alone."""
+"""Scaling laws: a fitter for any law, and the laws of the studies. Needs only jax, numpy and scipy."""

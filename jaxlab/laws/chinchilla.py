@@ -11,10 +11,10 @@ from jaxlab.laws.columns import columns
 from jaxlab.laws.law import Law, Parameter
 from jaxlab.laws.lines import Parabola, PowerLaw, parabola, power_law
 
-# Besiroglu et al. 2404.10102, refit of Hoffmann et al. figure 4; Hoffmann et al. appendix D.2 print the second.
+# Besiroglu et al. 2404.10102, a refit to figure 4 of Hoffmann et al.; Hoffmann et al., appendix D.2.
 BESIROGLU = {"E": 1.8172, "A": 482.01, "alpha": 0.3478, "B": 2085.43, "beta": 0.3658}
 HOFFMANN = {"E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28}
-# Muennighoff et al. 2305.16264, appendix A (C4): their base law, then repeated tokens and excess parameters.
+# Muennighoff et al. 2305.16264, appendix A (C4): their base law, and R* of repeated tokens and of excess parameters.
 MUENNIGHOFF = {
     "E": float(np.exp(0.6254804)), "A": float(np.exp(6.255414)), "alpha": 0.3526596,
     "B": float(np.exp(7.3049974)), "beta": 0.3526596, "R_D": 15.387756, "R_N": 5.309743,
@@ -45,7 +45,8 @@ def _ratio(p: dict):
 
 
 def effective_data(unique, tokens, decay):
-    """D' = U + U R* (1 - exp(-R / R*)), R = D / U - 1: what D tokens of U unique ones are worth (equation 5).
+    """D' = U + U R* (1 - exp(-R / R*)), R = D / U - 1: the number of unique tokens that D tokens are worth, of which U
+    are unique and the rest repeats (equation 5). decay: R*.
 
     Equal to D up to one epoch, at most U (1 + R*). The same form discounts excess parameters (equation 6).
     """
@@ -56,7 +57,7 @@ def effective_data(unique, tokens, decay):
 def repeated_loss(p: dict, x: dict):
     """E + A / N'^alpha + B / D'^beta with U unique tokens among D (Muennighoff et al., section 3.1).
 
-    The parameters that count in full are those which U unique tokens would be given compute-optimally.
+    Parameters beyond the compute-optimal number for U tokens are in excess and are discounted.
     """
     unique, ratio = jnp.minimum(x["U"], x["D"]), _ratio(p)
     useful = jnp.minimum(x["N"], ratio * (ratio * unique) ** (p["beta"] / p["alpha"]))
@@ -86,9 +87,9 @@ def allocation(p: dict, compute):
 
 
 class IsoFlop(dict):
-    """{C: parabola of loss in log2 x} of sweeps at fixed compute (approach 2), C the median of a budget's runs.
+    """{C: parabola of loss in log2 x} of sweeps at fixed compute (approach 2), C the median FLOPs of a budget's runs.
 
-    aside {C: why}: the budgets without a minimum. n runs: budgets [n], the C of each, x and loss [n]; window.
+    aside {C: reason}: budgets without a minimum. Of all n runs: budgets [n], the C of each; x and loss [n]; window.
     """
 
     def __init__(self, minima: dict[float, Parabola], aside: dict[float, str], budgets, x, loss, window: float):
@@ -96,15 +97,15 @@ class IsoFlop(dict):
         self.aside, self.budgets, self.x, self.loss, self.window, self.n = aside, budgets, x, loss, window, len(loss)
 
     def law(self) -> PowerLaw:
-        """The minimisers as a power law of C. Raises InputError, naming the budgets set aside, for fewer than 3."""
+        """The minimisers as a power law of C. Raises InputError, naming the budgets without one, for fewer than 3."""
         if len(self) < 3:
-            why = "; ".join(f"C={C:.4g}: {text}" for C, text in self.aside.items())
-            raise InputError(f"{len(self)} budgets with a minimum: a power law needs 3{why and f' ({why})'}")
+            reasons = "; ".join(f"C={C:.4g}: {text}" for C, text in self.aside.items())
+            raise InputError(f"{len(self)} budgets with a minimum: a power law needs 3{reasons and f' ({reasons})'}")
         return power_law({"C": list(self)}, [q.minimiser for q in self.values()])
 
     def refitted(self, times) -> dict:
-        """{"A" and "C": [draws]} of `law` with each run as often as times [draws, n] says, windows and minima found
-        again; nan where fewer than 3 budgets then have a minimum."""
+        """{"A" and "C": [draws]}: A and the exponent of C in `law`, fitted anew to each run repeated times [draws, n]
+        times; nan for draws in which fewer than 3 budgets have a minimum."""
         theta = []
         for counts in times:
             rows = np.repeat(np.arange(self.n), counts)
@@ -119,10 +120,11 @@ class IsoFlop(dict):
 def isoflop(compute, x, loss, window: float = 4.0, tolerance: float = 0.05) -> IsoFlop:
     """Parabolas of loss in log2 x through the runs of each budget (approach 2); x: N or D, all arrays [n].
 
-    Runs whose C is within `tolerance`, a share, of the middle of their range belong to one budget. A parabola takes the
-    runs within a factor of `window` of the x of the lowest loss: far from it the loss is none. A budget is set aside
-    where the lowest loss or the parabola's minimum is at an end of the runs, or outside them, or where there is no
-    parabola. Raises InputError for arrays that are not columns of numbers, positive where logarithms are taken.
+    Runs whose C differs by at most the fraction `tolerance` from the middle of their range form one budget. A parabola
+    is fitted to runs whose x is within a factor of `window` of that of the lowest loss, since far from the minimum the
+    loss is not a parabola. A budget is set aside if its lowest loss is at an end of the runs, if the parabola's minimum
+    is not between them, or if no parabola can be fitted. Raises InputError for arrays that are not columns of numbers,
+    positive where logarithms are taken.
     """
     if not window > 1:
         raise InputError(f"window={window}: must be above 1, infinite for all runs of a budget")
@@ -133,7 +135,7 @@ def isoflop(compute, x, loss, window: float = 4.0, tolerance: float = 0.05) -> I
 
 
 def _budgets(compute: np.ndarray, tolerance: float) -> np.ndarray:
-    """The budget [n] of each run: again and again the range of the tolerance that has the most runs left in it."""
+    """The budget [n] of each run: repeatedly takes the range of the tolerance that contains the most remaining runs."""
     budgets, left, logs = np.empty_like(compute), np.argsort(compute), np.log(compute)
     reach = 2 * np.log1p(tolerance) + 1e-9
     while len(left):
@@ -157,7 +159,7 @@ def _minima(budgets: np.ndarray, x: np.ndarray, loss: np.ndarray, window: float)
 
 
 def _minimum(x: np.ndarray, loss: np.ndarray, window: float) -> Parabola:
-    """The parabola around the lowest loss. Raises InputError where it has no minimum between the runs."""
+    """The parabola around the lowest loss. Raises InputError if it has no minimum between the runs."""
     best = x[loss.argmin()]
     near = (x >= best / window) & (x <= best * window)
     if len(np.unique(x)) >= 3 and best in (x.min(), x.max()):
@@ -172,9 +174,10 @@ def _minimum(x: np.ndarray, loss: np.ndarray, window: float) -> Parabola:
 
 
 def envelope(run, compute, loss, points: int = 1500) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(C, run, loss) of the lowest training curve at `points` log-spaced budgets (approach 1); arrays [n] of all logs.
+    """(C, run, loss) of the training curve with the lowest loss at each of `points` log-spaced budgets (approach 1).
 
-    Curves are interpolated in log C and never extended. Budgets that no curve covers are left out.
+    run, compute, loss [n]: the points of all curves, in any order. Curves are interpolated in log C and never
+    extrapolated. Budgets that no curve covers are left out.
     """
     if not (isinstance(points, int | np.integer) and points >= 2):
         raise InputError(f"points={points}: must be a whole number of at least 2")

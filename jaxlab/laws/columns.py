@@ -1,4 +1,4 @@
-"""What a law is fitted to, as columns of float64, and the one refusal of what is none: it names the row."""
+"""Checks that the data of a fit are columns of numbers, with errors that name the column and the row."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from jaxlab.config import InputError
 
 
 def columns(values: dict, positive=()) -> list[np.ndarray]:
-    """The columns [n] of {name: numbers [n]}, float64, all as long as the first.
+    """The columns [n] of {name: numbers [n]} as float64.
 
-    Raises InputError, naming the column and its first bad row, for what is not finite, or not above 0 where the name is
-    among `positive`, for what is no number (texts and truth values are none), and for lengths that differ.
+    Raises InputError, naming the column and its first bad row, for values that are not finite numbers (texts and truth
+    values are not numbers), for values not above 0 in columns named in `positive`, and for different lengths.
     """
     checked = {name: _column(name, column, name in positive) for name, column in values.items()}
     first, *_ = checked
@@ -30,7 +30,7 @@ def _column(name: str, values, positive: bool) -> np.ndarray:
         raise InputError(f"{name} has shape {column.shape}: must be one column")
     if not len(column):
         raise InputError(f"{name} is empty: must have a value in each row")
-    if column.dtype.kind not in "iuf":  # one text among numbers makes texts of all: look at what was given
+    if column.dtype.kind not in "iuf":  # one text makes texts of all numbers: check the original values
         column = np.array([_number(name, row, value) for row, value in enumerate(values)])
     column = column.astype(np.float64)
     for row in np.flatnonzero(~(np.isfinite(column) & ((column > 0) | (not positive))))[:1]:
@@ -57,7 +57,7 @@ def check_given(names, values: dict, what: str = "input") -> None:
 def check_level(level: float) -> None:
     """Raises InputError unless 0 < level < 1."""
     if not (isinstance(level, int | float) and 0 < level < 1):
-        raise InputError(f"level={level}: must be between 0 and 1, as 0.95")
+        raise InputError(f"level={level}: must be between 0 and 1, as in 0.95")
 
 
 def relative_weights(weights, y: np.ndarray) -> np.ndarray:
@@ -69,7 +69,7 @@ def relative_weights(weights, y: np.ndarray) -> np.ndarray:
 
 
 def explained(squares, target, weights) -> float:
-    """R^2: 1 - sum of the weighted squared residuals over that of the target around its weighted mean; nan where the
-    target is the same in every row."""
+    """R^2: 1 - sum of the weighted squared residuals over that of the target around its weighted mean; nan if
+    the target is the same in every row."""
     spread = np.sum(weights * (target - np.average(target, weights=weights)) ** 2)
     return float(1 - np.sum(squares) / spread) if np.ptp(target) > 0 else np.nan

@@ -2,7 +2,7 @@
 
 Independent A N^alpha and joint A N^alpha M^beta, for loss, peak learning rate and batch size, are lines in logarithms:
 `power_law({"N": N}, y)` and `power_law({"N": N, "M": M}, y)`. The best batch size of one (N, M) is
-`parabola(batch, loss).minimiser`. Here: the published coefficients, and the four richer forms for the loss.
+`parabola(batch, loss).minimiser`. This module has the published coefficients, and the paper's four forms of the loss.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from jaxlab.laws.fit import Fit, at_end
 from jaxlab.laws.law import Law, Parameter
 from jaxlab.laws.lines import PowerLaw
 
-# Published laws f(N) = A N^alpha by algorithm (0: data-parallel, else M), f(N, M) = A N^alpha M^beta; batch in tokens.
+# Published laws: A N^alpha, {M: (A, alpha)}, M = 0 for data-parallel; and A N^alpha M^beta. The batch is in tokens.
 INDEPENDENT = {
     "loss": {
         0: (18.129, -0.0953), 1: (18.363, -0.0961), 2: (18.768, -0.0969), 4: (19.762, -0.0992), 8: (21.051, -0.1018)
@@ -20,7 +20,7 @@ INDEPENDENT = {
     "batch": {0: (462.68, 0.281), 1: (27.873, 0.435), 2: (15.749, 0.479), 4: (10.957, 0.510), 8: (38.072, 0.455)},
 }  # fmt: skip
 JOINT = {"loss": (19.226, -0.0985, 0.0116), "lr": (22256, -0.8827, 0.2929), "batch": (14.521, 0.4695, 0.3399)}
-# (layers, width) of the swept sizes 35M to 2.4B, and the best losses by algorithm, C4 validation, nats per token.
+# (layers, width) of the sizes 35M to 2.4B, and the best C4 validation losses, nats per token, by algorithm as above.
 SHAPES = ((6, 512), (9, 768), (12, 1024), (15, 1280), (18, 1536), (24, 2048), (30, 2560))
 LOSS = {
     0: (3.485, 3.167, 2.950, 2.784, 2.653, 2.460, 2.326),
@@ -32,12 +32,12 @@ LOSS = {
 
 
 def size(layers: int, width: int) -> int:
-    """N = 12 L d^2 + 32,101 d, the count under which least squares on LOSS gives the published residuals."""
+    """Parameters N = 12 L d^2 + 32,101 d: with this count, least squares on LOSS gives the published residuals."""
     return 12 * layers * width**2 + 32_101 * width
 
 
 def crossing(first: PowerLaw, second: PowerLaw) -> float:
-    """N at which two independent laws are equal."""
+    """The N at which two laws f(N) = A N^alpha are equal."""
     return float((second.A / first.A) ** (1 / (first.exponents["N"] - second.exponents["N"])))
 
 
@@ -70,10 +70,11 @@ FORMS = (
 
 
 def choose_held_out(fit: Fit, inputs: dict, y) -> Fit:
-    """The fit at the end with the smallest mean |log residual| on held-out inputs, y: the paper's rule.
+    """The paper's rule: of the minima that the starts of `fit` reached, that with the smallest mean |log residual| on
+    held-out inputs, y.
 
-    It chooses on the points that it is then judged by; a fit's own choice is the lowest training objective. Ends
-    are what every start of `fit` reached: where the objective has one minimum, both rules choose the same.
+    It chooses on the same points on which it is then judged. `fit` itself takes the minimum with the lowest objective;
+    if there is only one minimum, both choose the same.
     """
 
     def error(theta):
@@ -82,14 +83,15 @@ def choose_held_out(fit: Fit, inputs: dict, y) -> Fit:
     return at_end(fit, int(np.nanargmin([error(theta) for theta in fit.ends])))
 
 
-# Best outer learning rate by M, the same for every N from 335M up: no law is fitted to it.
+# Best outer learning rate by M. The paper fits no law to it: it is the same for every N from 335M up.
 OUTER_LR = {1: 0.4, 2: 0.6, 4: 0.6, 8: 0.8}
 
 
 def published(quantity: str, N: float, M: int) -> float:
-    """A quantity of JOINT, "loss", "lr" or "batch", by the published laws; for M = 0, data-parallel, by its own.
+    """The published value of "loss", "lr" or "batch" (tokens) for N parameters and M replicas; M = 0: data-parallel.
 
-    M >= 1 takes the joint law: the independent one of the learning rate at M = 8 is a seventh of it at 2.4B.
+    M >= 1 takes the joint law. The independent laws are less consistent: at 2.4B and M = 8 the independent law gives a
+    seventh of the joint law's learning rate.
     """
     if M == 0:
         A, alpha = INDEPENDENT[quantity][0]
@@ -99,19 +101,18 @@ def published(quantity: str, N: float, M: int) -> float:
 
 
 def published_batch(N: float, M: int, sequence: int = 2_048) -> int:
-    """The published batch in tokens on the paper's grid: the nearest power of two, in ratio, of tokens a replica.
-
-    Each replica has at least one sequence of `sequence` tokens.
+    """The published batch, all replicas together, rounded to the paper's grid: tokens per replica are the power of two
+    nearest in ratio, and at least one sequence of `sequence` tokens.
     """
     replicas = max(M, 1)
     return replicas * max(2 ** round(np.log2(published("batch", N, M) / replicas)), sequence)
 
 
 def nearest_lr(lr: float) -> float:
-    """The nearest integer power of sqrt 2, in ratio: the paper's grid."""
+    """The learning rate on the paper's grid, integer powers of sqrt 2, that is nearest in ratio."""
     return 2 ** (round(2 * np.log2(lr)) / 2)
 
 
 def outer_lr(M: int) -> float:
-    """Best outer learning rate of the published M nearest in ratio, M >= 1."""
+    """The best outer learning rate of the published M that is nearest in ratio; M >= 1."""
     return OUTER_LR[min(OUTER_LR, key=lambda m: abs(np.log2(M / m)))]

@@ -1,7 +1,7 @@
-"""Fitting a scaling law: Huber or least squares on logarithms, many starts in one compiled float64 program.
+"""Fits a scaling law: Huber or least squares on logarithms, from many starts in one compiled float64 program.
 
-`fit` needs a `Law`, its inputs and y. Standard errors and intervals come with it (`Fit.interval`); resampling is in
-`jaxlab.laws.resample`, and straight lines and parabolas, which have closed forms, in `jaxlab.laws.lines`.
+`fit` needs a `Law`, its inputs and y. Its result has standard errors and intervals (`Fit.interval`). Bootstrap is in
+`jaxlab.laws.resample`; power laws and parabolas, which have closed forms, are in `jaxlab.laws.lines`.
 """
 
 from collections.abc import Callable
@@ -17,20 +17,20 @@ from jaxlab.laws.law import LIMITS, TRANSFORMS, Law, Parameter
 
 __all__ = ["Fit", "Law", "Parameter", "at_end", "covariance", "fit"]
 
-STEPS, POLISH = 60, 150  # descent steps of every start, then of the best ones
+STEPS, POLISH = 60, 150  # descent steps from every start, and then for the best ones
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
     """A fitted law.
 
-    params, stderr: {name: float}, natural units; stderr by the delta method, nan where held. covariance [p, p] of theta
-    (the logarithm of positive, the logit of unit parameters), see `covariance`. residuals [n]: prediction minus y, of
-    logarithms in log space; r2 in that space, nan where y is the same in every row. value: the objective. aic, bic:
-    from the density exp(-Huber / s), normal for least squares, s fitted; comparable between laws fitted alike to the
-    same y, nan without a degree of freedom. ends [K, p]: theta where each start ended, best first. undetermined: names
-    of parameters that the data do not determine, whose error is large or unknown, or that stand at a bound; `warning`
-    says it.
+    params, stderr: {name: float}, natural units; stderr by the delta method, nan for parameters that were fixed.
+    covariance [p, p]: of theta, the unconstrained coordinates (logarithms of positive, logits of unit parameters), see
+    `covariance`. residuals [n]: prediction minus y, of their logarithms in log space; r2: in the same space, nan if y
+    is the same in every row. value: the objective. aic, bic: from the error density exp(-Huber / s) with fitted s
+    (normal for least squares), nan without degrees of freedom; they compare laws fitted to the same y with the same
+    objective. ends [K, p]: theta where the descent from each start ended, best first. undetermined: names of parameters
+    that the data do not determine: their error is large or unknown, or they are at a bound; `warning` says so.
     """
 
     law: Law
@@ -60,7 +60,7 @@ class Fit:
 
     @property
     def warning(self) -> str:
-        """One line where the data leave parameters undetermined, else empty."""
+        """One line that names the undetermined parameters; empty if there are none."""
         at_bound = (self.theta == self.problem.low) | (self.theta == self.problem.high)
         notes = {name: ", its bound" * bool(stands) for name, stands in zip(self.law.names, at_bound, strict=True)}
         names = ", ".join(f"{k} ({self.params[k]:.3g}{notes[k]})" for k in self.undetermined)
@@ -69,8 +69,8 @@ class Fit:
     def interval(self, quantity: str | Callable, level: float = 0.95) -> tuple[float, float]:
         """t interval of a parameter, symmetric in theta, or of a positive function of params, symmetric in its log.
 
-        The function may be any Python function of {name: float}: its slope is taken by central differences. Without
-        bound where the data do not determine it.
+        The function may be any Python function of {name: float}: its gradient is taken by central differences. The
+        interval is unbounded if the data do not determine the quantity.
         """
         if isinstance(quantity, str):
             if quantity not in self.law.names:
@@ -85,9 +85,9 @@ class Fit:
     def prediction(self, inputs: dict, level: float = 0.95, new: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """(low, high) [m]: t interval of the law at inputs {name: [m]}; with `new`, of one new observation there.
 
-        Symmetric in the space of the fit. The errors of a new observation are those of the rows, normal and alike, of
-        the mean weight; outliers that a Huber fit gives little weight widen it. Raises InputError for inputs that are
-        no columns, and where the law is not finite.
+        Symmetric in the space of the fit. A new observation is taken to have a normal error with the variance of the
+        residuals, at the mean weight; outliers, which a Huber fit weighs little, widen its interval. Raises InputError
+        for inputs that are not columns of numbers, and where the law is not finite.
         """
         inputs = dict(zip(self.law.inputs, columns({f"input {k!r}": inputs[k] for k in self.law.inputs}), strict=True))
         centre = np.broadcast_to(self.predict(inputs), len(next(iter(inputs.values()))))
@@ -107,7 +107,8 @@ class Fit:
         return self.n - int(self.problem.free.sum())
 
     def _variance(self, slopes) -> np.ndarray:
-        """[...]: variance of what has the slopes [..., p] in theta; infinite where a parameter in it has no error."""
+        """[...]: variance of quantities with gradients [..., p] in theta; infinite if they depend on a parameter that
+        has no finite error."""
         seen = np.isfinite(np.diag(self.covariance))
         slopes, blind = np.where(seen, slopes, 0), np.any(np.abs(slopes[..., ~seen]) > 1e-6, axis=-1)
         known = np.where(np.isfinite(self.covariance), self.covariance, 0)
@@ -116,7 +117,7 @@ class Fit:
     def _around(self, transform: str, centre, variance, level: float) -> tuple:
         """The ends of t intervals around `centre`, a value in theta's coordinates, in natural units."""
         check_level(level)
-        # without a degree of freedom variances are infinite, or 0 of what is held
+        # without degrees of freedom variances are infinite, or 0 for fixed parameters
         width = np.sqrt(variance) * (stats.t.ppf((1 + level) / 2, self.freedom) if self.freedom else 1.0)
         with np.errstate(over="ignore"):  # an end beyond float64 is infinite
             return tuple(TRANSFORMS[transform][1](end, np) for end in (centre - width, centre + width))
@@ -148,14 +149,15 @@ def fit(
     bounds: dict | None = None,
     seed: int = 0,
 ) -> Fit:
-    """The parameters with the smallest objective over `starts` starting points of the law's grid.
+    """The fit with the smallest objective of those that start from `starts` points of the law's grid.
 
-    inputs: {name: [n]}, at least `law.inputs`; y [n]. objective: `huber` (the sum of Huber losses of the residuals with
-    delta in their unit; Hoffmann et al. 2203.15556, approach 3: 1e-3 on logarithms) or `least_squares`. space: `log` or
-    `linear`. starts: how many points of the grid, drawn by `seed`; all of them where it has fewer. fixed: {name: value}
-    of parameters to hold. weights [n]: the errors' variance goes as 1 / weight (as if a row were the mean of so many);
-    only their ratios matter, residuals count times sqrt(weight / mean weight). bounds: {name: (low, high)}, natural
-    units, None where there is none. Raises InputError for input that cannot be fitted.
+    inputs: {name: [n]}, at least `law.inputs`; y [n]. objective: `huber` (the sum of Huber losses of the residuals,
+    delta in the residuals' unit; Hoffmann et al. 2203.15556, approach 3, use 1e-3 on logarithms) or `least_squares`.
+    space: `log` or `linear`. starts: number of grid points, drawn with `seed`; all if the grid has fewer. fixed: {name:
+    value} of parameters that are not fitted. weights [n]: the variance of a row's error is proportional to 1 / weight,
+    as if the row were the mean of that many observations; only ratios matter, and residuals are multiplied by
+    sqrt(weight / mean weight). bounds: {name: (low, high)} in natural units, None for no bound. Raises InputError for
+    input that cannot be fitted.
     """
     fixed, bounds = fixed or {}, bounds or {}
     _check_options(law, objective, delta, space, starts, fixed)
@@ -178,7 +180,7 @@ def fit(
 
 
 def at_end(fit: Fit, index: int) -> Fit:
-    """The same fit at another of its ends, which comes first in the new one's."""
+    """The same fit at the end with this index, which comes first in the result's `ends`."""
     ends = np.roll(fit.ends, -index, axis=0)
     return _describe(fit.law, fit.objective, fit.space, fit.problem, ends)
 
@@ -195,7 +197,7 @@ def _describe(law: Law, objective: str, space: str, problem: solve.Problem, ends
     _, _, slopes, limits = zip(*(TRANSFORMS[q.transform] for q in law.parameters), strict=True)
     clipped = np.clip(residuals, -delta, delta)
     value = float(np.sum(clipped * (residuals - clipped / 2)))
-    # Through as many points as parameters every law passes: nothing is left to compare it by.
+    # With as many points as parameters every law passes through all points, so there is no criterion to compare them.
     deviance = _deviance(value, n, delta) - np.sum(np.log(weights)) if n > free.sum() else np.nan
     target = np.log(problem.y) if space == "log" else problem.y
     unclear = free & ~(np.isfinite(errors) & (errors <= limits))
@@ -203,7 +205,7 @@ def _describe(law: Law, objective: str, space: str, problem: solve.Problem, ends
         law=law,
         params={name: float(v) for name, v in law.natural(theta).items()},
         stderr={
-            name: float(e if np.isinf(e) else e * f(t))  # a parameter without an error may have underflowed to 0
+            name: float(e if np.isinf(e) else e * f(t))  # if e is infinite, f(t) may have underflowed to 0
             for name, e, f, t in zip(law.names, errors, slopes, theta, strict=True)
         },
         covariance=cov,
@@ -222,12 +224,14 @@ def _describe(law: Law, objective: str, space: str, problem: solve.Problem, ends
 
 
 def covariance(jacobian, residuals, delta: float) -> np.ndarray:
-    """Covariance [..., p, p] of theta from J [..., n, p] and residuals [..., n]; errors independent and alike.
+    """Covariance [..., p, p] of theta from the Jacobian J [..., n, p] and residuals [..., n], for independent errors of
+    equal distribution.
 
-    tau^2 (J^T J)^-1. Least squares (delta inf): tau^2 = RSS / (n - p). Huber: the sandwich's tau^2 = mean psi^2 /
-    (mean psi')^2 n / (n - p); mean psi' is the slope of mean psi over a window of n^-1/5 robust standard deviations,
-    since with a small delta few rows have psi' = 1, and leaves out the p smallest residuals, since a fit close to least
-    absolute values passes through p points. Infinite along directions that J does not see, or not as finite numbers.
+    It is tau^2 (J^T J)^-1. Least squares (delta inf): tau^2 = RSS / (n - p). Huber: the sandwich estimator, tau^2 =
+    mean psi^2 / (mean psi')^2 n / (n - p). Here mean psi' is the slope of mean psi over a window of n^-1/5 robust
+    standard deviations, because with a small delta few rows have psi' = 1; it leaves out the p smallest residuals,
+    because a fit close to least absolute values passes through p points. The variance of parameters that the residuals
+    do not depend on, or not by finite numbers, is infinite.
     """
     jacobian = _finite(jacobian)
     size = np.maximum(np.linalg.norm(jacobian, axis=-2, keepdims=True), 1e-150)
@@ -241,12 +245,12 @@ def covariance(jacobian, residuals, delta: float) -> np.ndarray:
 
 
 def _finite(jacobian) -> np.ndarray:
-    """The Jacobian with 0 in the columns that are not finite, as of parameters that nothing hangs on."""
+    """The Jacobian with 0 in columns that are not finite, as for parameters that have no effect."""
     return np.where(np.isfinite(jacobian).all(axis=-2, keepdims=True), jacobian, 0)
 
 
 def _scale(residuals, delta: float, p: int) -> np.ndarray:
-    """tau^2 [...] of `covariance`; nan where it is unknown: no row more than parameters, or none near enough to 0."""
+    """tau^2 [...] of `covariance`; nan if unknown: as many rows as parameters, or no residual near enough to 0."""
     n = residuals.shape[-1]
     if n == p:
         return np.full(residuals.shape[:-1], np.nan)
@@ -263,7 +267,7 @@ def _scale(residuals, delta: float, p: int) -> np.ndarray:
 def _deviance(value: float, n: int, delta: float) -> float:
     """-2 log likelihood of the density exp(-Huber / s) / Z(s) at its best s."""
 
-    def of(log_s):
+    def deviance_at(log_s):
         s = np.exp(log_s)
         z = np.sqrt(2 * np.pi * s)
         if np.isfinite(delta):
@@ -271,11 +275,11 @@ def _deviance(value: float, n: int, delta: float) -> float:
         return 2 * value / s + 2 * n * np.log(z)
 
     guess = np.log(2 * value / n + 1e-300)
-    return float(optimize.minimize_scalar(of, bounds=(guess - 10, guess + 10), method="bounded").fun)
+    return float(optimize.minimize_scalar(deviance_at, bounds=(guess - 10, guess + 10), method="bounded").fun)
 
 
 def starting_points(law: Law, columns: dict, y, count: int, fixed: dict, seed: int) -> np.ndarray:
-    """theta [K, p] of grid points drawn without replacement, parameters of `fixed` at their values."""
+    """theta [K, p] of grid points drawn without replacement, with the parameters of `fixed` at their values."""
     grids = [(fixed[q.name],) if q.name in fixed else q.values(columns, y) for q in law.parameters]
     sizes = [len(grid) for grid in grids]
     total = int(np.prod(sizes))
@@ -304,7 +308,7 @@ def _check_options(law: Law, objective: str, delta: float, space: str, starts: i
 
 
 def _check_data(law: Law, inputs: dict, y, space: str, free: int) -> tuple[dict, np.ndarray]:
-    """The law's inputs and y as columns, or an InputError."""
+    """The law's inputs and y as columns. Raises InputError."""
     for name in law.inputs:
         if name not in inputs:
             raise InputError(f"input {name!r} is missing: {law.name} needs {', '.join(law.inputs)}")
@@ -316,7 +320,7 @@ def _check_data(law: Law, inputs: dict, y, space: str, free: int) -> tuple[dict,
 
 
 def _check_bounds(law: Law, bounds: dict, fixed: dict) -> tuple[np.ndarray, np.ndarray]:
-    """The range of theta, low and high [p], or an InputError."""
+    """The range of theta, low and high [p]. Raises InputError."""
     ends = np.array([[-np.inf, np.inf]] * len(law.names))
     for name, pair in bounds.items():
         if name not in law.names or name in fixed:
@@ -337,7 +341,7 @@ def _check_bounds(law: Law, bounds: dict, fixed: dict) -> tuple[np.ndarray, np.n
 
 
 def _first_bad_row(law: Law, space: str, inputs: dict, begin: np.ndarray) -> int:
-    """The row where the law is not finite, or not above 0 in log space, at the most starts; of equals the first."""
+    """The row in which the law is most often not finite, or not above 0 in log space, over the starts."""
     bad = []
     for theta in begin:
         value = np.broadcast_to(law(law.natural(theta), inputs), len(next(iter(inputs.values()))))
@@ -350,7 +354,7 @@ def _row(inputs: dict, row: int) -> str:
 
 
 def _check_columns(law: Law, space: str, problem: solve.Problem, starts: np.ndarray) -> None:
-    """Raises InputError where a column that never changes leaves parameters undetermined at every start."""
+    """Raises InputError if a constant column leaves parameters undetermined at every start."""
     constant = [name for name, column in problem.inputs.items() if np.all(column == column[0])]
     if not constant or len(problem.y) < 2:
         return

@@ -1,7 +1,8 @@
-"""Floating-point quantised training: the Capybara law, the laws on its way, and what follows (Sun et al. 2501.02423).
+"""Floating-point quantised training: the Capybara law, the simpler laws that lead to it, and what follows from it
+(Sun et al. 2501.02423).
 
-Inputs: N parameters of the block linears, D tokens, E exponent bits, M mantissa bits, B elements that share a scale.
-P = E + M + 1 bits. Equations are the paper's.
+Inputs: N parameters in the linear layers of the blocks, D tokens, E exponent bits, M mantissa bits, B elements per
+scale. P = E + M + 1 bits, with the sign. Equation numbers are the paper's.
 """
 
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ CAPYBARA_CONSTANTS = {
     "n": 69.2343, "alpha": 0.2368, "d": 68973.0621, "beta": 0.5162, "epsilon": 1.9061,
     "gamma": 11334.5197, "delta": 3.1926, "nu": 2.9543,
 }  # fmt: skip
-CHANNEL = 2.0**13.1567  # B at which the law stands for scaling by channel
+CHANNEL = 2.0**13.1567  # the B that stands for one scale per channel
 FLOP_PER_BIT = 6 / 16  # k in C = k P N D: 16 bits cost 6 N D
 
 N = Parameter("n", (10.0, 100.0, 1000.0))
@@ -60,7 +61,7 @@ def block(p, x):
 
 
 def density(p, x):
-    """D^beta / N^alpha: the knowledge that each parameter has to hold."""
+    """D^beta / N^alpha, 'knowledge intensity': grows with the tokens that each parameter has to represent."""
     return x["D"] ** p["beta"] / x["N"] ** p["alpha"]
 
 
@@ -75,7 +76,7 @@ def mantissa_joint(p, x):
 
 
 def bits(p, x):
-    """gamma (E + 1/2)^delta (M + 1/2)^nu: what the format keeps."""
+    """gamma (E + 1/2)^delta (M + 1/2)^nu: the divisor of the quantisation loss, which grows with the format's bits."""
     return p["gamma"] * (x["E"] + 0.5) ** p["delta"] * (x["M"] + 0.5) ** p["nu"]
 
 
@@ -112,29 +113,30 @@ CAPYBARA = Law("Capybara", (*_BASE, GAMMA, DELTA, NU), ("N", "D", "E", "M", "B")
 
 def critical_tokens(p: dict, parameters, E, M, B) -> float:
     """D beyond which more tokens raise the loss: [d gamma N^alpha (E+1/2)^delta (M+1/2)^nu / log2 B]^(1 / 2 beta)."""
-    kept = p["d"] * parameters ** p["alpha"] * bits(p, {"E": E, "M": M}) / np.log2(B)
-    return kept ** (1 / (2 * p["beta"]))
+    bracket = p["d"] * parameters ** p["alpha"] * bits(p, {"E": E, "M": M}) / np.log2(B)
+    return bracket ** (1 / (2 * p["beta"]))
 
 
 def layout(p: dict, P):
-    """Best real (E, M) of P bits with sign: shares of delta and nu, less a half each."""
+    """Best (E, M) for P bits, as real numbers: P shared in proportion to delta and nu, less a half each."""
     share = p["delta"] / (p["delta"] + p["nu"])
     return share * P - 0.5, (1 - share) * P - 0.5
 
 
 def integer_layout(p: dict, P: int) -> tuple[int, int]:
-    """Best whole (E, M) of P bits with sign (table of optimal layouts)."""
+    """Best (E, M) for P bits in whole numbers (the paper's table of optimal layouts)."""
     return max(((E, P - 1 - E) for E in range(P)), key=lambda f: bits(p, {"E": f[0], "M": f[1]}))
 
 
 def gamma_rho(p: dict) -> float:
-    """bits = gamma_rho P^(delta + nu) at the best layout."""
+    """The constant gamma_rho with which `bits` is gamma_rho P^(delta + nu) at the best layout."""
     delta, nu = p["delta"], p["nu"]
     return p["gamma"] * delta**delta * nu**nu / (delta + nu) ** (delta + nu)
 
 
 def effective_parameters(p: dict, parameters, tokens, P, B):
-    """N_eff with base(N_eff, D) the loss at the best layout: N (1 + D^beta log2 B / (n bits))^(-1 / alpha)."""
+    """N_eff, the parameters that reach the same loss unquantised: N (1 + D^beta log2 B / (n bits))^(-1 / alpha), at the
+    best layout of P bits."""
     loss = tokens ** p["beta"] * np.log2(B) / (p["n"] * gamma_rho(p) * P ** (p["delta"] + p["nu"]))
     return parameters * (1 + loss) ** (-1 / p["alpha"])
 
@@ -144,7 +146,7 @@ def _gamma_D(p: dict) -> float:
 
 
 def precision_at_tokens(p: dict, tokens, B):
-    """Compute-optimal P at fixed D under C = k P N D, whatever C: P^(delta + nu) = gamma_D D^beta log2 B."""
+    """Compute-optimal P at fixed D, the same for every C = k P N D: P^(delta + nu) = gamma_D D^beta log2 B."""
     return (_gamma_D(p) * tokens ** p["beta"] * np.log2(B)) ** (1 / (p["delta"] + p["nu"]))
 
 
@@ -157,7 +159,7 @@ def precision_at_size(p: dict, parameters, compute, B, k: float = FLOP_PER_BIT):
 
 
 def allocation(p: dict, compute, B, k: float = FLOP_PER_BIT) -> tuple:
-    """(P, N, D) of lowest loss at C = k P N D."""
+    """(P, N, D) with the lowest loss at compute C = k P N D."""
     alpha, beta, both = p["alpha"], p["beta"], p["delta"] + p["nu"]
     ratio = p["d"] * beta / (p["n"] * alpha) * (both - alpha) / (both + beta)
     scale = _gamma_D(p) * np.log2(B)

@@ -1,4 +1,4 @@
-"""What a scaling law is: named parameters with starting values, named inputs, a pure function."""
+"""A scaling law: named parameters with starting values, named inputs, and a pure function."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import numpy as np
 
 from jaxlab.laws.columns import check_given
 
-# transform: (natural -> theta, theta -> natural with the module that has exp, d natural / d theta,
-# standard error above which theta counts as undetermined)
+# {transform: (natural -> theta; theta -> natural, given the module, numpy or jax.numpy; d natural / d theta; standard
+# error of theta above which the parameter counts as undetermined)}
 TRANSFORMS = {
     "positive": (np.log, lambda t, xp: xp.exp(t), np.exp, 1.0),
     "real": (lambda x: x, lambda t, xp: t, np.ones_like, np.inf),
@@ -21,14 +21,14 @@ TRANSFORMS = {
         2.0,
     ),
 }
-LIMITS = {"positive": (0.0, np.inf), "real": (-np.inf, np.inf), "unit": (0.0, 1.0)}  # natural values lie between
+LIMITS = {"positive": (0.0, np.inf), "real": (-np.inf, np.inf), "unit": (0.0, 1.0)}  # natural values lie between these
 
 
 @dataclass(frozen=True)
 class Parameter:
     """A parameter of a law.
 
-    grid: natural values to start from, a tuple, or a function (inputs, y) -> values where they depend on the data.
+    grid: natural values to start from, as a tuple or as a function (inputs, y) -> values of the data.
     transform: `positive` (fitted as its logarithm), `unit` (in (0, 1), fitted as its logit) or `real`.
     """
 
@@ -37,13 +37,13 @@ class Parameter:
     transform: str = "positive"
 
     def values(self, inputs: dict, y) -> np.ndarray:
-        """The starting values for these data."""
+        """The starting values for given data."""
         return np.asarray(self.grid(inputs, y) if callable(self.grid) else self.grid, np.float64)
 
 
 @dataclass(frozen=True)
 class Law:
-    """predict(params {name: scalar}, inputs {name: [n]}) -> [n], in jax.numpy, a module-level function."""
+    """predict(params {name: scalar}, inputs {name: [n]}) -> [n], written with jax.numpy as a module-level function."""
 
     name: str
     parameters: tuple[Parameter, ...]
@@ -56,8 +56,8 @@ class Law:
         return tuple(p.name for p in self.parameters)
 
     def natural(self, theta, xp=np) -> dict:
-        """{name: natural value} of unconstrained coordinates theta [p, ...]; xp: numpy, or jax.numpy where traced."""
-        with np.errstate(over="ignore"):  # 0 or infinite beyond float64
+        """{name: natural value} of unconstrained coordinates theta [p, ...]; xp: numpy, or jax.numpy under a trace."""
+        with np.errstate(over="ignore"):  # beyond float64 it is 0 or infinite
             return {p.name: TRANSFORMS[p.transform][1](t, xp) for p, t in zip(self.parameters, theta, strict=True)}
 
     def theta(self, params: dict) -> np.ndarray:
@@ -65,7 +65,7 @@ class Law:
         return np.stack([TRANSFORMS[p.transform][0](np.asarray(params[p.name], float)) for p in self.parameters], -1)
 
     def __call__(self, params: dict, inputs: dict) -> np.ndarray:
-        """Prediction in float64. Raises InputError where an input is missing."""
+        """Prediction in float64. Raises InputError if an input is missing."""
         check_given(self.inputs, inputs)
         with jax.enable_x64(True):
             params, inputs = ({k: jnp.asarray(v, jnp.float64) for k, v in d.items()} for d in (params, inputs))

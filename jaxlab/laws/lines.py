@@ -1,4 +1,4 @@
-"""Closed forms: power laws as straight lines in logarithms, and the minimiser of a parabola in log2 x."""
+"""Fits in closed form: power laws as straight lines in logarithms, and parabolas in log2 x with their minimiser."""
 
 from dataclasses import dataclass, field
 
@@ -14,8 +14,8 @@ class PowerLaw:
     """y = A prod x_k^e_k by least squares on natural logarithms.
 
     A; exponents {name: e_k}; stderr {"log A" and each name: float}; covariance [1 + k, 1 + k] of (log A, e...);
-    residuals [n]: log prediction minus log y; r2 of the logarithms, nan where y is the same in every row; n. design
-    [n, 1 + k], target [n] and weights [n], of mean 1: the rows, (1, log x...) and log y.
+    residuals [n]: log prediction minus log y; r2 of the logarithms, nan if y is the same in every row; n. The data of
+    the fit: design [n, 1 + k] with rows (1, log x...), target [n] = log y, and weights [n] with mean 1.
     """
 
     A: float
@@ -30,7 +30,7 @@ class PowerLaw:
     weights: np.ndarray = field(repr=False)
 
     def predict(self, inputs: dict) -> np.ndarray:
-        """A prod x_k^e_k at inputs {name: array}. Raises InputError where one is missing."""
+        """A prod x_k^e_k at inputs {name: array}. Raises InputError if one is missing."""
         check_given(self.exponents, inputs)
         return self.A * np.prod([np.asarray(inputs[k], float) ** e for k, e in self.exponents.items()], axis=0)
 
@@ -43,7 +43,7 @@ class PowerLaw:
         return self.exponents[name] - width, self.exponents[name] + width
 
     def prediction(self, inputs: dict, level: float = 0.95, new: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """(low, high) [m]: t interval of the line at inputs {name: [m]}; with `new`, of one new observation there, of
+        """(low, high) [m]: t interval of the law at inputs {name: [m]}; with `new`, of one new observation there, at
         the mean weight. Symmetric in logarithms. Raises InputError for inputs that are not positive columns."""
         check_given(self.exponents, inputs)
         names = {f"input {name!r}": inputs[name] for name in self.exponents}
@@ -61,8 +61,8 @@ class PowerLaw:
         return float(stats.t.ppf((1 + level) / 2, self.n - len(self.exponents) - 1))
 
     def refitted(self, times) -> dict:
-        """{"A" and each name: [draws]} with each row as often as times [draws, n] says; nan where those rows do not
-        determine a line."""
+        """{"A" and each name: [draws]}: coefficients fitted to each row repeated times [draws, n] times; nan for draws
+        whose rows do not determine them."""
         centre, size = self.design[:, 1:].mean(0), self.design[:, 1:].std(0)
         rows = np.column_stack([np.ones(self.n), (self.design[:, 1:] - centre) / size])
         weights = np.asarray(times) * self.weights
@@ -81,7 +81,8 @@ class PowerLaw:
 def power_law(inputs: dict, y, weights=None) -> PowerLaw:
     """Fits log y = log A + sum_k e_k log x_k; inputs {name: [n]}, y [n], all positive; weights [n] as in `fit`.
 
-    Raises InputError for fewer than 2 + k points, values that are not positive, columns that do not determine a line.
+    Raises InputError for fewer than 2 + k points, values that are not positive, and columns that do not determine a
+    line.
     """
     if not inputs:
         raise InputError("inputs has no column: a power law needs one or more")
@@ -120,7 +121,7 @@ def power_law(inputs: dict, y, weights=None) -> PowerLaw:
 
 @dataclass(frozen=True, eq=False)
 class Parabola:
-    """y = lowest + curvature (log2 x - log2 minimiser)^2; stderr of log2 minimiser, delta method."""
+    """y = lowest + curvature (log2 x - log2 minimiser)^2; stderr: of log2 minimiser, by the delta method."""
 
     minimiser: float
     lowest: float
@@ -142,8 +143,8 @@ class Parabola:
 def parabola(x, y) -> Parabola:
     """Least-squares parabola of y in log2 x (best batch size: Charles et al. 2503.09799; IsoFLOP: Hoffmann et al.).
 
-    x [n] positive, y [n]; through exactly 3 points stderr is nan. Raises InputError for values that are no such
-    columns, for fewer than 3 distinct x, and where the parabola has no minimum, or one beyond float64.
+    x [n] positive, y [n]; with exactly 3 points stderr is nan. Raises InputError for values that are not such columns,
+    for fewer than 3 distinct x, and if the parabola has no minimum or one beyond float64.
     """
     y, x = columns({"y": y, "x": x}, {"x"})
     centre = np.log2(x).mean()

@@ -1,4 +1,4 @@
-"""What a fit is worth: bootstrap intervals and held-out residuals; a law's refits run in the fit's own program."""
+"""Bootstrap intervals and held-out residuals of a fit. Refits of a law run in the compiled program of the fit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +15,11 @@ from jaxlab.laws.lines import PowerLaw
 
 @dataclass(frozen=True, eq=False)
 class Bootstrap:
-    """draws {name: [draws]}, natural units; intervals leave out, and `lost` counts, those that are nan: of a line or an
-    IsoFLOP sweep where the rows drawn do not determine it. Those of a `Fit` all end somewhere, so that with hardly more
-    rows than parameters `Fit.interval` is the one to believe. intervals {name: (low, high)}, 95 %, percentiles."""
+    """draws {name: [draws]}, natural units; intervals {name: (low, high)}, the 95 % percentile intervals.
+
+    A draw is nan if its rows do not determine a line or an IsoFLOP sweep; `lost` counts these draws and intervals leave
+    them out. Draws of a `Fit` are never nan, since every descent ends somewhere; with hardly more rows than parameters
+    they are therefore unreliable, and `Fit.interval` is better."""
 
     draws: dict
 
@@ -30,7 +32,7 @@ class Bootstrap:
         return {name: self.interval(name) for name in self.draws}
 
     def interval(self, quantity: str | Callable, level: float = 0.95) -> tuple[float, float]:
-        """Percentile interval of a parameter, or of a function of {name: float}; nan where every draw is lost."""
+        """Percentile interval of a parameter, or of a function of {name: float}; nan if every draw is lost."""
         check_level(level)
         values = self.draws[quantity] if isinstance(quantity, str) else self.derived(quantity)
         values = values[~np.isnan(values)]
@@ -46,9 +48,9 @@ class Bootstrap:
 
 
 def refit(fit: Fit, weights, y=None) -> np.ndarray:
-    """theta [draws, p] of the law fitted again, with row weights [draws, n] and y [draws, n] instead of the fit's.
+    """theta [draws, p] of the law fitted again with row weights [draws, n] and, if given, y [draws, n].
 
-    From the fit and from two more of its ends.
+    Each refit starts from the fit itself and from two more of its `ends`.
     """
     starts = fit.ends[[0, len(fit.ends) // 4, len(fit.ends) // 2]]
     weights = np.repeat(np.asarray(weights, np.float64), len(starts), axis=0)
@@ -60,10 +62,10 @@ def refit(fit: Fit, weights, y=None) -> np.ndarray:
 
 
 def bootstrap(fit: Fit | PowerLaw | IsoFlop, draws: int = 1000, groups=None, seed: int = 0) -> Bootstrap:
-    """Refits to rows drawn with replacement, or to groups of rows drawn whole (groups [n]: seed, run or configuration).
+    """Refits to rows drawn with replacement, or to whole groups of rows (groups [n]: seed, run or configuration).
 
-    Of IsoFLOP sweeps everything is done again, from the runs to the power law of the minimisers, and single runs are
-    drawn within their budget. Raises InputError for groups that are not one label a row, two or more in all.
+    For IsoFLOP sweeps each draw repeats everything, from the runs to the power law of the minimisers, and runs are
+    drawn within their budget. Raises InputError unless groups has one label for each row and at least two labels.
     """
     if not (isinstance(draws, int | np.integer) and draws >= 1):
         raise InputError(f"draws={draws}: must be a whole number of at least 1")
@@ -76,9 +78,9 @@ def bootstrap(fit: Fit | PowerLaw | IsoFlop, draws: int = 1000, groups=None, see
     random, times = np.random.default_rng(seed), np.zeros((draws, fit.n), int)
     for stratum in np.unique(strata):
         rows = strata == stratum
-        of_row = np.unique(labels[rows], return_inverse=True)[1]
-        count = of_row.max() + 1
-        times[:, rows] = random.multinomial(count, np.full(count, 1 / count), size=draws)[:, of_row]
+        group = np.unique(labels[rows], return_inverse=True)[1]
+        count = group.max() + 1
+        times[:, rows] = random.multinomial(count, np.full(count, 1 / count), size=draws)[:, group]
     if not isinstance(fit, Fit):
         return Bootstrap(fit.refitted(times))
     thetas = refit(fit, times)
@@ -86,7 +88,7 @@ def bootstrap(fit: Fit | PowerLaw | IsoFlop, draws: int = 1000, groups=None, see
 
 
 def leave_one_out(fit: Fit) -> np.ndarray:
-    """[n]: log prediction minus log y of each row, by the law fitted to the others."""
+    """[n]: log prediction minus log y of each row, predicted by the law fitted to the other rows."""
     thetas = refit(fit, 1 - np.eye(fit.n))
     rows = [{k: v[i : i + 1] for k, v in fit.problem.inputs.items()} for i in range(fit.n)]
     predicted = [fit.law(fit.law.natural(t), row)[0] for t, row in zip(thetas, rows, strict=True)]
@@ -98,9 +100,9 @@ def leave_largest_out(fit: Fit, by: str = "N") -> tuple[dict, np.ndarray]:
     if by not in fit.problem.inputs:
         raise InputError(f"by={by!r}: {fit.law.name} has the inputs {', '.join(fit.problem.inputs)}")
     column = fit.problem.inputs[by]
-    held = column == column.max()
-    if np.sum(~held) < fit.problem.free.sum():
-        raise InputError(f"by={by!r}: {np.sum(~held)} rows are left without the largest: too few for {fit.law.name}")
-    theta = refit(fit, ~held[None])[0]
+    largest = column == column.max()
+    if np.sum(~largest) < fit.problem.free.sum():
+        raise InputError(f"by={by!r}: {np.sum(~largest)} rows are left without the largest: too few for {fit.law.name}")
+    theta = refit(fit, ~largest[None])[0]
     params = {k: float(v) for k, v in fit.law.natural(theta).items()}
-    return params, np.log(fit.law(params, fit.problem.inputs)[held]) - np.log(fit.problem.y[held])
+    return params, np.log(fit.law(params, fit.problem.inputs)[largest]) - np.log(fit.problem.y[largest])

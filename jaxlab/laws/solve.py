@@ -1,8 +1,8 @@
-"""The optimiser behind `fit`: damped reweighted least squares, many starts or many data sets at once, in float64.
+"""The optimiser behind `fit`: damped, reweighted least squares, many starts or data sets at once, in float64.
 
-A step is Levenberg-Marquardt's with each row's weight min(1, delta / |residual|): the quadratic it minimises lies above
-the Huber loss and touches it. A step that does not lower the objective, or overflows, is refused and damped more.
-Everything that a law needs, from starts to bootstrap draws, runs CHUNK at a time through one compiled program.
+A step is that of Levenberg-Marquardt with row weights min(1, delta / |residual|), so the quadratic that it minimises
+bounds the Huber loss from above and touches it. A step that does not lower the objective, or overflows, is rejected and
+the damping raised. All descents of a law, from starts to bootstrap draws, run in one compiled program, CHUNK at a time.
 """
 
 from functools import partial
@@ -16,11 +16,11 @@ CHUNK = 64
 
 
 class Problem(NamedTuple):
-    """What a law is fitted to, all float64.
+    """The data and settings of a fit, all float64.
 
-    inputs {name: [n]}, y [n], weights [n]: how often each row counts, Huber delta (inf: least squares), free [p]: 1
-    where a parameter is fitted, 0 where it stays at its start; low, high [p]: the range of theta; scale [n]: what
-    residuals are multiplied by, wherever they are used.
+    inputs {name: [n]}; y [n]; weights [n]: how often each row counts; delta: of the Huber loss, inf for least squares;
+    free [p]: 1 for parameters that are fitted, 0 for those that stay at their start; low, high [p]: the range of theta;
+    scale [n]: residuals are multiplied by it wherever they are used.
     """
 
     inputs: dict
@@ -34,7 +34,8 @@ class Problem(NamedTuple):
 
 
 class End(NamedTuple):
-    """Where descents ended: theta [K, p], objective [K] (inf: never finite), residuals [K, n], Jacobian [K, n, p]."""
+    """Where descents ended: theta [K, p], value [K] of the objective (inf if it was never finite), residuals [K, n],
+    jacobian [K, n, p]."""
 
     theta: np.ndarray
     value: np.ndarray
@@ -43,11 +44,11 @@ class End(NamedTuple):
 
 
 def descend(law, space: str, problem: Problem, thetas, steps: int) -> End:
-    """`steps` damped steps from each of thetas [K, p]; the first only evaluates.
+    """Takes `steps` damped steps from each of thetas [K, p]; the first step only evaluates.
 
     problem.y and problem.weights may be [K, n]: a data set for every start. law: a `Law`; space: `log` or `linear`.
-    Starts and rows are padded to multiples of CHUNK, so that most data sets of a law run in one compiled program; rows
-    of weight 0 are as good as absent, and their residuals are 0.
+    Starts and rows are padded to multiples of CHUNK, so that most data sets of a law run in one compiled program. Rows
+    of weight 0 have no effect, and their residuals are 0.
     """
     thetas, count, n = np.asarray(thetas), len(thetas), problem.y.shape[-1]
     start, row = (np.arange(-(-k // CHUNK) * CHUNK) for k in (count, n))
@@ -82,7 +83,7 @@ def _one(law, space: str, problem: Problem, theta, steps) -> End:
         now, damping = state
         weights = problem.weights / jnp.maximum(1, jnp.abs(now.residuals) / delta)
         slope = now.jacobian.T @ (weights * now.residuals)
-        # a parameter that the slope pushes beyond the end of its range stays there for this step
+        # a parameter at the end of its range whose gradient points outwards stays there in this step
         pinned = ((now.theta <= problem.low) & (slope > 0)) | ((now.theta >= problem.high) & (slope < 0))
         loose = free * ~pinned
         jacobian = now.jacobian * loose
@@ -93,10 +94,10 @@ def _one(law, space: str, problem: Problem, theta, steps) -> End:
         moved = jnp.clip(moved, problem.low, problem.high)
         jacobian, r = jax.jacfwd(residuals, has_aux=True)(moved)
         inner = jnp.clip(r, -delta, delta)
-        found = End(moved, jnp.sum(problem.weights * inner * (r - inner / 2)), r, jacobian)
-        better = found.value < now.value
+        proposed = End(moved, jnp.sum(problem.weights * inner * (r - inner / 2)), r, jacobian)
+        better = proposed.value < now.value
         damping = jnp.clip(jnp.where(better, damping / 5, damping * 4), 1e-12, 1e12)
-        return jax.tree.map(lambda new, old: jnp.where(better, new, old), found, now), damping
+        return jax.tree.map(lambda new, old: jnp.where(better, new, old), proposed, now), damping
 
     nowhere = End(theta, jnp.inf, jnp.zeros_like(problem.y), jnp.zeros((*problem.y.shape, *theta.shape)))
     return jax.lax.fori_loop(0, steps, step, (nowhere, 1e-2))[0]

@@ -1,1 +1,1 @@
-"""Spectra of activations: the streamed covariance, and what its eigenvalues say of the width in use."""
+"""Spectra of activations: their covariance accumulated over batches, and ranks computed from its eigenvalues."""

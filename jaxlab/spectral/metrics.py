@@ -1,9 +1,9 @@
-"""How many of D directions are used: ranks and shares of a covariance's eigenvalues (Jha and Reagen 2510.00537).
+"""Ranks and other metrics of a covariance's eigenvalues: how many of D directions are used (Jha and Reagen 2510.00537).
 
-With p_i = lambda_i / sum lambda, descending, every metric is a function of p: neither a rotation nor a rescaling of the
-activations changes it, and there is no epsilon. Eigenvalues lie along the last axis, other axes are mapped over.
-Without any variance p is 0 / 0, and ranks and shares are NaN: no number in their range says that nothing is used. Equal
-tokens that are not zero may leave their mean's rounding, and a rank that means nothing: "variance" shows it.
+Every metric is a function of p_i = lambda_i / sum lambda, in descending order, without any epsilon. Rotating or
+rescaling the activations therefore does not change it. Eigenvalues are along the last axis; other axes are mapped over.
+Without variance p is 0 / 0 and ranks are NaN, since no number in their range would mean that nothing is used. If all
+tokens are equal but not zero, rounding of their mean may leave a meaningless rank; "variance" then is nearly 0.
 """
 
 from functools import partial
@@ -15,26 +15,26 @@ from jax.scipy.special import entr, logsumexp
 from jaxlab.config import InputError
 from jaxlab.spectral.covariance import Moments, covariance
 
-# A rank as a share of the width; the second makes eDim of k equal modes k exactly.
+# A rank as a fraction of the width. With the second form the eDim of k equal eigenvalues is exactly k.
 UTILISATIONS = {"r/D": lambda r, width: r / width, "(r-1)/(D-1)": lambda r, width: (r - 1) / (width - 1)}
-ORDERS = (0.5, 4, jnp.inf)  # of the Renyi ranks beside the soft (1) and the hard one (2)
-FRACTIONS = (0.5, 0.9, 0.99)  # of the variance, whose directions are counted
+ORDERS = (0.5, 4, jnp.inf)  # of the Renyi ranks, in addition to the soft rank (order 1) and the hard rank (order 2)
+FRACTIONS = (0.5, 0.9, 0.99)  # of the variance, for `directions`
 
 
 def eigenvalues(c, count=None) -> jax.Array:
     """Eigenvalues [..., D] of covariances c [..., D, D], descending, float32.
 
-    A covariance has no negative eigenvalue: those found are rounding, and become 0. From `count` tokens [...] its rank
-    is at most count - 1: what follows is rounding too, and becomes 0. The others are off by about 1e-6 of the largest.
-    Needs one more array of c's size. Raises InputError unless c is square.
+    A covariance has no negative eigenvalues: computed ones are rounding errors and are set to 0. The rank of a
+    covariance of `count` tokens [...] is at most count - 1, so further eigenvalues are set to 0 too. The others have an
+    error of about 1e-6 of the largest. Needs one more array of c's size. Raises InputError unless c is square.
     """
     c = jnp.asarray(c)
     if c.ndim < 2 or c.shape[-1] != c.shape[-2]:
         raise InputError(f"covariance of shape {c.shape}: must be [..., D, D]")
-    found = jnp.maximum(jnp.linalg.eigvalsh(c)[..., ::-1], 0)
+    values = jnp.maximum(jnp.linalg.eigvalsh(c)[..., ::-1], 0)
     if count is None:
-        return found
-    return jnp.where(jnp.arange(c.shape[-1]) < jnp.asarray(count)[..., None] - 1, found, 0)
+        return values
+    return jnp.where(jnp.arange(c.shape[-1]) < jnp.asarray(count)[..., None] - 1, values, 0)
 
 
 def shares(eigenvalues) -> jax.Array:
@@ -54,8 +54,8 @@ def soft_rank(eigenvalues) -> jax.Array:
 
 
 def renyi_rank(eigenvalues, order: float) -> jax.Array:
-    """R_a = (sum p^a)^(1 / (1 - a)), in [1, D], falling in the order a: R_1 is the soft rank, R_2 the hard one, R_inf
-    the trace over the largest eigenvalue. Raises InputError unless a > 0."""
+    """R_a = (sum p^a)^(1 / (1 - a)), in [1, D], which falls with the order a. R_1 is the soft rank, R_2 the hard rank,
+    and R_inf the trace divided by the largest eigenvalue. Raises InputError unless a > 0."""
     if not order > 0:
         raise InputError(f"order={order}: must be above 0")
     if order == 1:
@@ -67,10 +67,10 @@ def renyi_rank(eigenvalues, order: float) -> jax.Array:
 
 
 def concentration(eigenvalues) -> jax.Array:
-    """SC = (2 / D) sum_k (C_k - k / D) in [0, 1), C_k = p_1 + ... + p_k: 0 of an even spectrum, (D - 1) / D of one
-    direction. Eigenvalues descending. Eigenvalue early enrichment (NerVE, 2603.06922, equation 3).
+    """SC = (2 / D) sum_k (C_k - k / D) in [0, 1), C_k = p_1 + ... + p_k: 0 if all eigenvalues are equal, (D - 1) / D if
+    only one is not 0. Eigenvalues descending. 'Eigenvalue early enrichment' (NerVE, 2603.06922, equation 3).
 
-    Summed over i first, it is sum_i p_i (D + 1 - 2 i) / D, Gini's coefficient: nothing cumulates rounding.
+    Computed as sum_i p_i (D + 1 - 2 i) / D, Gini's coefficient, in which no cumulative sum accumulates rounding errors.
     """
     width = jnp.shape(eigenvalues)[-1]
     lever = (width + 1 - 2 * jnp.arange(1, width + 1)) / width
@@ -78,15 +78,15 @@ def concentration(eigenvalues) -> jax.Array:
 
 
 def directions(eigenvalues, fraction: float) -> jax.Array:
-    """How many of the largest eigenvalues hold this fraction of the variance (to 1e-6), int32. Raises InputError unless
-    the fraction is in (0, 1)."""
+    """The smallest number of eigenvalues that hold this fraction of the variance (to 1e-6), int32. Raises InputError
+    unless the fraction is in (0, 1)."""
     if not 0 < fraction < 1:
         raise InputError(f"fraction={fraction}: must be between 0 and 1")
     return 1 + (jnp.cumsum(shares(eigenvalues), -1) < fraction - 1e-6).sum(-1)
 
 
 def utilisation(rank, width: int, form: str = "r/D") -> jax.Array:
-    """A rank as a share of the width, in one of the forms of UTILISATIONS. Raises InputError for another."""
+    """A rank as a fraction of the width, in one of the forms of UTILISATIONS. Raises InputError for another form."""
     if form not in UTILISATIONS:
         raise InputError(f"form={form!r}: must be one of {', '.join(UTILISATIONS)}")
     return UTILISATIONS[form](rank, width)
@@ -96,7 +96,7 @@ def sui(eigenvalues, form: str = "r/D") -> jax.Array:
     """Spectral utilisation index: the harmonic mean of hard and soft utilisation, in [0, 1]."""
     width = jnp.shape(eigenvalues)[-1]
     hard, soft = (utilisation(rank(eigenvalues), width, form) for rank in (hard_rank, soft_rank))
-    return 2 * hard * soft / jnp.maximum(hard + soft, jnp.finfo(jnp.float32).tiny)  # 0 of two zeros
+    return 2 * hard * soft / jnp.maximum(hard + soft, jnp.finfo(jnp.float32).tiny)  # 0 if both are 0
 
 
 def edim(eigenvalues, form: str = "r/D") -> jax.Array:
@@ -105,41 +105,42 @@ def edim(eigenvalues, form: str = "r/D") -> jax.Array:
 
 
 def covariance_hard_rank(c) -> jax.Array:
-    """The hard rank without eigenvalues, (trace C)^2 / ||C||_F^2 of covariances c [..., D, D]."""
+    """The hard rank without eigenvalues: (trace C)^2 / ||C||_F^2, for covariances c [..., D, D]."""
     trace = jnp.trace(c, axis1=-2, axis2=-1)
     return 1 / ((c / trace[..., None, None]) ** 2).sum((-2, -1))
 
 
 def corrected_hard_rank(hard, count) -> jax.Array:
-    """The hard rank that unlimited tokens would show: 1 / (1 / hard - 1 / count) (2509.26560, its row part).
+    """Estimate of the hard rank for infinitely many tokens: 1 / (1 / hard - 1 / count) (2509.26560, the correction for
+    a finite number of rows).
 
-    For independent tokens; neighbours in a text are worth fewer. The naive one reads low, the more so the wider the
-    layer, which flattens a fitted exponent. Not cut off at D: noise may carry it past.
+    It assumes independent tokens, which those of a text are not. The uncorrected rank is too low, the more so the wider
+    the layer, which lowers fitted exponents. The estimate is not limited to D, which noise may carry it beyond.
     """
     return 1 / (1 / hard - 1 / count)
 
 
 @partial(jax.jit, static_argnames="form")
 def measure(m: Moments, form: str = "r/D") -> dict[str, jax.Array]:
-    """Every metric of moments with any leading axes [...], each [...]; form: of utilisation.
+    """{name: [...]}: all metrics of moments with any leading axes [...]; form: of utilisation.
 
-    "tokens_per_dimension" is n / D: below 3 hard ranks are severely biased, from 10 on little; "deficient" where the
-    tokens cannot span the width, n <= D. Needs two more arrays of the scatter's size; for large D,
+    "tokens_per_dimension" is n / D: below 3 hard ranks are strongly biased, from 10 on only a little. "deficient" says
+    that there are too few tokens to span the width, n <= D. Needs two more arrays of the scatter's size; for large D,
     `jax.lax.map(measure, m)` takes one layer at a time.
     """
     c, width = covariance(m), m.mean.shape[-1]
-    found = eigenvalues(c, m.count)
-    hard, soft = hard_rank(found), soft_rank(found)
+    spectrum = eigenvalues(c, m.count)
+    hard, soft = hard_rank(spectrum), soft_rank(spectrum)
     return {
         "hard_rank": hard,
         "soft_rank": soft,
-        **{f"renyi_{order:g}": renyi_rank(found, order) for order in ORDERS},
-        **{f"directions_{100 * fraction:g}": directions(found, fraction) for fraction in FRACTIONS},
-        "concentration": concentration(found),
+        **{f"renyi_{order:g}": renyi_rank(spectrum, order) for order in ORDERS},
+        **{f"directions_{100 * fraction:g}": directions(spectrum, fraction) for fraction in FRACTIONS},
+        "concentration": concentration(spectrum),
         "hard_utilisation": utilisation(hard, width, form),
         "soft_utilisation": utilisation(soft, width, form),
-        "sui": sui(found, form),
-        "edim": edim(found, form),
+        "sui": sui(spectrum, form),
+        "edim": edim(spectrum, form),
         "variance": jnp.trace(c, axis1=-2, axis2=-1),
         "hard_rank_corrected": corrected_hard_rank(hard, m.count),
         "tokens_per_dimension": m.count / width,
@@ -149,7 +150,7 @@ def measure(m: Moments, form: str = "r/D") -> dict[str, jax.Array]:
 
 def companion(eigenvalues) -> dict[str, jax.Array]:
     """Hard rank, soft rank and concentration as the authors' code computes them (2603.06922, 2605.21803), to compare
-    with its numbers: 1e-12 clamps the eigenvalues and is added to every sum, so small activations read low."""
+    with its results. It clamps eigenvalues at 1e-12 and adds 1e-12 to every sum, so small activations get low ranks."""
     eps, width = 1e-12, jnp.shape(eigenvalues)[-1]
     clamped = jnp.maximum(jnp.asarray(eigenvalues), eps)
     total = clamped.sum(-1) + eps
@@ -163,14 +164,14 @@ def companion(eigenvalues) -> dict[str, jax.Array]:
 
 
 def stable_rank(weights) -> jax.Array:
-    """||W||_F^2 / ||W||_2^2 of weights [..., m, n]: R_inf of their squared singular values."""
+    """||W||_F^2 / ||W||_2^2 of weights [..., m, n]: the Renyi rank R_inf of their squared singular values."""
     return renyi_rank(_singular_values(weights) ** 2, jnp.inf)
 
 
 def effective_rank(weights) -> jax.Array:
-    """exp of the entropy of the singular values, sum normalised (Roy and Vetterli 2007), of weights [..., m, n].
+    """exp of the entropy of the singular values, normalised to sum 1, of weights [..., m, n] (Roy and Vetterli 2007).
 
-    Not squared: of the same matrix it is larger than the soft rank of a covariance."""
+    The singular values are not squared, so it is larger than the soft rank of the corresponding covariance."""
     return soft_rank(_singular_values(weights))
 
 
@@ -179,5 +180,5 @@ def _singular_values(weights) -> jax.Array:
 
 
 def _bounded(rank, eigenvalues) -> jax.Array:
-    """The rank without the rounding that would carry it out of [1, D]."""
+    """The rank, clipped to [1, D], out of which rounding may carry it."""
     return jnp.clip(rank, 1, jnp.shape(eigenvalues)[-1])

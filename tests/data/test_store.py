@@ -154,7 +154,7 @@ def test_a_store_whose_tokenizer_cut_its_texts_is_not_used(corpus, tmp_path):
     (store / "tokenizer.json").write_text(model.to_str())
     sha256 = hashlib.sha256((store / "tokenizer.json").read_bytes()).hexdigest()
     rewrite_meta(store, lambda meta: meta.update(tokenizer_sha256=sha256))
-    with pytest.raises(InputError, match=r"tokenizer\.json cuts, pads or varies texts"):
+    with pytest.raises(InputError, match=r"tokenizer\.json truncates, pads or randomises texts"):
         open_store(store)
 
 
@@ -336,7 +336,7 @@ def test_bad_text_far_in_leaves_nothing(tmp_path, monkeypatch):
 def test_too_few_documents(tmp_path, texts, found):
     for i, text in enumerate(texts):
         (tmp_path / f"{i}.txt").write_text(text)
-    with pytest.raises(InputError, match=f"has {found}; two are needed"):
+    with pytest.raises(InputError, match=f"has {found}; must have two documents"):
         build(tmp_path, tmp_path / "store")
     assert not (tmp_path / "store").exists()
 

@@ -176,7 +176,7 @@ def test_a_text_that_would_hold_the_separator_is_refused(tmp_path):
     content = json.loads((tmp_path / "t.json").read_text())
     content["added_tokens"][0]["special"] = False
     tokenizer = load("hf:t.json", json.dumps(content).encode())
-    with pytest.raises(InputError, match=r"'hf:t\.json': reads the end of a document \(id 0\) in 'a <\|endof"):
+    with pytest.raises(InputError, match=r"'hf:t\.json': finds the end of a document \(id 0\) in 'a <\|endof"):
         tokenizer.encode(["sound", "a <|endoftext|> b"])
 
 

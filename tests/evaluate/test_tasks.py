@@ -267,7 +267,7 @@ WRONG = [  # task, changes of a whole row (None: without the key), what the line
     ("hellaswag", {"endings": ["a"]}, "endings is ['a']; must be a list of two texts or more"),
     ("hellaswag", {"endings": []}, "endings is []; must be"),
     ("hellaswag", {"endings": ["a", None, "c", "d"]}, f"endings[1] is missing; {TEXT}"),
-    ("hellaswag", {"endings": ["a", "[x]", "c", "d"]}, "a choice is blank without its markup"),
+    ("hellaswag", {"endings": ["a", "[x]", "c", "d"]}, "a choice is blank once its markup is removed"),
     ("hellaswag", {"label": 4}, "label is 4; must be a whole number from 0 to 3"),
     ("hellaswag", {"label": ""}, "label is ''; must be a whole number from 0 to 3"),
     ("hellaswag", {"ctx_b": 3}, "ctx_b is 3; must be text without null characters"),

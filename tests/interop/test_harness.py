@@ -169,7 +169,7 @@ def test_bad_input(ours, workdir, tmp_path):
         ours.generate_until(requests("generate_until", ("w1", {"until": [3]})))
     with pytest.raises(InputError, match=r"the text .* cannot be read"):
         ours.loglikelihood(requests("loglikelihood", ("w1", "\ud800")), disable_tqdm=True)
-    with pytest.raises(InputError, match="do_sample=True: only greedy generation is there"):
+    with pytest.raises(InputError, match="do_sample=True: only greedy generation is implemented"):
         ours.generate_until(requests("generate_until", ("w1", {"do_sample": True, "temperature": 1.0})))
     with pytest.raises(InputError, match="max_gen_toks=256: must be from 0 to below the model's context, 256"):
         ours.generate_until(requests("generate_until", ("w1", {"max_gen_toks": 256})))

@@ -21,7 +21,7 @@ def test_published_ranks_of_adamw():
     assert (four["hard rank"], four["soft rank"]) == (pytest.approx(358.0, abs=1), pytest.approx(1134, abs=2))
     assert four["eDim"] == pytest.approx(1 + 3071 * 2 / 3072 / (1 / four["hard rank"] + 1 / four["soft rank"]), abs=1.5)
     between = (eight["eDim"] - four["eDim"]) / 3072
-    assert eight["eDim of one dimension more"] < between < four["eDim of one dimension more"]
+    assert eight["d eDim / d D"] < between < four["d eDim / d D"]
     assert four["weights of a gated FFN"] == 3 * 768 * 3072
 
 
