@@ -28,7 +28,7 @@ def fragments(params: Any, count: int, how: str = "strided", stacked: str = "blo
     units = layers | others if how == "balanced" else layers
     if how not in SPLITS:
         raise ValueError(f"how={how!r}: must be one of {', '.join(SPLITS)}")
-    if not 1 <= count <= len(units):
+    if not 1 <= count <= max(1, len(units)):
         raise ValueError(f"count={count}: must be 1 to {len(units)} for {how} fragments of {len(layers)} layers")
     if how == "balanced":
         home = _balanced(units, count)
@@ -124,7 +124,7 @@ def _sizes(params: Any, stacked: str) -> tuple[dict, dict]:
 
 def _first_layer(path, stacked: str) -> int | None:
     """The layer that a stack begins with, which its name says; None for a leaf that is in no stack."""
-    match = re.fullmatch(rf"{stacked}(?:_(\d+))?", path[0].key)
+    match = re.fullmatch(rf"{stacked}(?:_(\d+))?", str(getattr(path[0], "key", "")))  # of another model, an attribute
     return int(match[1] or 0) if match else None
 
 

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxlab.cost import flops
 from jaxlab.files import write_record
 from jaxlab.train import report
 from jaxlab.train.build import Run
@@ -54,7 +53,7 @@ def train(run: Run, workdir: str | Path, console: Console) -> dict | None:
         for line in report.header(run, peak, source):
             say(console, line)
         state, clock = _start(run, saved, console, possible(run, claimed))
-        meter = Meter(partial(flops.training_per_token, run.program.model.c), peak)
+        meter = Meter(run.program.flops_per_token, peak)
         with closing(open_log(run, workdir, console, clock, claimed)) as log, _watched():
             state, clock = steps(run, state, clock, log, meter, saved, recorded, stopping)
             if state is None:
