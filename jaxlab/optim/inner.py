@@ -26,6 +26,9 @@ OPTAX_TAKES = ("b1", "b2", "eps")  # any other of optax: those of these that it 
 DECAYED = re.compile(r"(^|/)(kernel|(position_)?embedding|head)$")  # by path, since layers are stacked
 # What Muon orthogonalises, [..., in, out]: every kernel but that of a head or an embedding.
 HIDDEN = re.compile(r"^(?!(.*/)?(head|lm_head|embed\w*)/)(.*/)?kernel$")
+# Root mean square of a hidden matrix's update, relative to the learning rate, as in AdamW's: so that one learning rate
+# and one weight decay serve all parameters (Moonlight, 2502.16982, equation 4).
+MUON_RMS = 0.2
 STACK = re.compile(r"blocks(_\d+)?")  # the parameters of many layers, stacked along their first axis
 
 
@@ -52,10 +55,9 @@ def transformation(o: Mapping, params: Any, given: optax.GradientTransformation 
     except (TypeError, ValueError) as error:  # of an update that needs the loss, for instance
         raise InputError(f"{label}: cannot train with gradients alone ({first_line(error)})") from error
     if not follows:
-        raise InputError(
-            f"{label}: its updates do not depend on the learning rate of config.schedule; make it with "
-            "optax.inject_hyperparams(...)(learning_rate=0.0), or let its update take the keyword lr"
-        )
+        advice = "make it with optax.inject_hyperparams(...)(learning_rate=0.0), or let its update take the keyword lr"
+        advice = "" if given is None else f"; {advice}"
+        raise InputError(f"{label}: its updates do not depend on the learning rate, which is config.schedule's{advice}")
     return optimiser
 
 
@@ -88,7 +90,7 @@ def clocked(inner, *, clip: float, decay_mask: str) -> optax.GradientTransformat
     """An `inner` that takes `lr`, after clipping and before weight decay (see `transformation`)."""
     clipped = optax.chain(optax.clip_by_global_norm(clip) if clip else optax.identity(), inner)
 
-    def update(grads, state, params, *, lr, decay):
+    def update(grads, state, params, *, lr, decay=0.0):
         updates, state = clipped.update(grads, state, params, lr=lr)
         decayed = jax.tree.map(lambda p: True, params) if decay_mask == "all" else matrices(params)
         return jax.tree.map(lambda u, p, d: u - decay * p if d else u, updates, params, decayed), state
@@ -100,8 +102,7 @@ def driven(given: optax.GradientTransformation) -> optax.GradientTransformationE
     """A user's transformation as one that takes `lr`: as the keyword of its update, and as the hyper-parameter
     `learning_rate` of every `optax.inject_hyperparams` in it."""
     accepts = inspect.signature(given.update).parameters.values()
-    any_keyword = any(p.kind is p.VAR_KEYWORD for p in accepts)
-    keywords = [key for key in ("lr", "decay") if any_keyword or any(p.name == key for p in accepts)]
+    by_keyword = any(p.name == "lr" or p.kind is p.VAR_KEYWORD for p in accepts)
 
     def injected(state):
         return hasattr(state, "hyperparams") and "learning_rate" in state.hyperparams
@@ -114,8 +115,7 @@ def driven(given: optax.GradientTransformation) -> optax.GradientTransformationE
             return node._replace(hyperparams=node.hyperparams | {"learning_rate": rate})
 
         state = jax.tree.map(with_rate, state, is_leaf=injected)
-        hypers = {"lr": lr, "decay": 0.0}  # weights decay outside of it (`clocked`)
-        return given.update(grads, state, params, **{key: hypers[key] for key in keywords})
+        return given.update(grads, state, params, **({"lr": lr} if by_keyword else {}))
 
     return optax.GradientTransformationExtraArgs(given.init, update)
 
@@ -150,7 +150,7 @@ def _named(o: Mapping) -> tuple[tuple[str, ...], optax.GradientTransformationExt
             inner = _adam(**options)
         case "muon":
             names = {"momentum": "beta", "b1": "adam_b1", "b2": "adam_b2", "eps": "eps"}
-            options = {names[key]: value for key, value in options.items()}
+            options = {names[key]: value for key, value in options.items()} | {"consistent_rms": MUON_RMS}
             inner = _at_rate(partial(optax.contrib.muon, muon_weight_dimension_numbers=_in_and_out, **options))
         case "lion":
             inner = _at_rate(partial(optax.lion, weight_decay=0.0, **options))

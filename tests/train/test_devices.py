@@ -150,10 +150,25 @@ def test_every_family_has_a_rule_for_every_parameter():
                 assert "'tensor'" in spec or "router" in name, (family, name)
 
 
-def test_a_parameter_without_a_rule_is_refused():
-    tree = {"mystery": jax.ShapeDtypeStruct((1, 4), "float32")}
-    with pytest.raises(InputError, match="parameter mystery: no sharding rule matches"):
-        parallel.state_shardings(tree, parallel.mesh(1, 1, 1), replicas=1, fsdp=True)
+def test_what_has_no_rule_is_on_every_device_and_listed():
+    """A parameter of an unknown name; and of an optimiser, what has not its parameter's shape: the factors of a second
+    moment, of whole stacks and of one layer, whose last axes a rule would cut."""
+    mesh = AbstractMesh((1, 2, 2), parallel.AXES)
+
+    def leaf(*shape):
+        return jax.ShapeDtypeStruct((1, *shape), "float32")
+
+    params = {"blocks": {"up": {"kernel": leaf(3, 32, 64), "bias": leaf(3, 64)}}, "mystery": leaf(4)}
+    layers = {"blocks": [{"up": {"kernel": leaf(32, 64), "bias": leaf(64)}}]}
+    factors = {"blocks": [{"up": {"kernel": leaf(32), "bias": leaf(1)}}]}
+    state = {"mu": params, "nu": layers, "row": factors, "column": {"blocks": {"up": {"kernel": leaf(3, 64)}}}}
+    found = parallel.table(parallel.state_shardings(state, mesh, replicas=1, fsdp=True, params=params))
+    assert {name: spec for name, spec in found if set(spec) & {"d", "t"}} == {
+        "mu/blocks/up/kernel": "(None, None, 'data', 'tensor')", "mu/blocks/up/bias": "(None, None, 'tensor')",
+        "nu/blocks/0/up/kernel": "(None, 'data', 'tensor')", "nu/blocks/0/up/bias": "(None, 'tensor')",
+    }  # fmt: skip
+    listed = ["column/blocks/up/kernel", "mu/mystery", "row/blocks/0/up/bias", "row/blocks/0/up/kernel"]
+    assert parallel.without_rule(state, params) == listed
 
 
 def test_an_axis_that_does_not_divide_is_refused():
