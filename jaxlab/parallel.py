@@ -39,6 +39,7 @@ RULES = (
     (r"(/gain|_alpha|(^|/)s_\w+)$", (None,)),
     (r"(^|/)count$", ()),
 )
+STACK = re.compile(r"\bblocks(?:_\d+)?/")  # parameters below it are of many layers, along their first axis
 
 
 def start(processes: str) -> bool:
@@ -157,8 +158,8 @@ def state_shardings(tree, mesh: Mesh, *, replicas: int, fsdp: bool, per_replica:
     """NamedSharding of every leaf of a training state whose leaves all have a leading replica axis, or none has. A leaf
     that has no rule (see `without_rule`) is on every device.
 
-    params: the parameters of the state, or their shapes; default: the tree is those. Raises InputError for a leaf that
-    the mesh axes of its rule do not divide.
+    params: the state's parameters [M, ...], or their shapes; by default the tree itself. Raises InputError for a leaf
+    that the mesh axes of its rule do not divide.
     """
     first = (batch_axes(replicas)[0],) if per_replica else ()
     shapes = _shapes(tree if params is None else params)
@@ -177,16 +178,17 @@ def state_shardings(tree, mesh: Mesh, *, replicas: int, fsdp: bool, per_replica:
 
 
 def without_rule(tree, params) -> list[str]:
-    """Paths of the leaves of a training state that have no rule: those that no pattern matches, as of another model's
-    parameters, and those of an optimiser that have not the shape of the parameter whose path they end with, as factors
-    of second moments. params as for `state_shardings`."""
+    """Paths of the leaves of a training state that have no rule: those of parameters that no pattern matches, or that
+    have another number of axes than ours, as other models' may; and those of an optimiser's state that have not the
+    shape of the parameter whose path they end with, as factors of second moments. params as for `state_shardings`."""
     shapes = _shapes(params)
     leaves = [(path_name(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
     return [name for name, shape in leaves if _rule(name, shape, shapes) is None]
 
 
 def _shapes(params) -> dict[str, tuple]:
-    return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    """{path: shape} of the parameters [M, ...] of a single model."""
+    return {path_name(path): leaf.shape[1:] for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def _rule(name: str, shape: tuple, shapes: dict[str, tuple]) -> tuple | None:
@@ -194,10 +196,11 @@ def _rule(name: str, shape: tuple, shapes: dict[str, tuple]) -> tuple | None:
     own = next((axes for pattern, axes in RULES if re.search(pattern, name)), None)
     if not own:
         return own
-    parts = re.sub(r"(^|/)(blocks(?:_\d+)?)/\d+/", r"\1\2/", name).split("/")  # of one layer's leaf, the stack's path
+    name = re.sub(rf"({STACK.pattern})\d+/", r"\1", name)  # of one layer's leaf, the path of the stack's
+    parts = name.split("/")
     parameter = next((p for i in range(len(parts)) if (p := shapes.get("/".join(parts[i:])))), ())
-    same = len(shape) >= len(own) and shape[-len(own) :] == parameter[-len(own) :]
-    return own if same else None
+    usual = len(parameter) == len(own) + bool(STACK.search(name))
+    return own if usual and shape[-len(own) :] == parameter[-len(own) :] else None
 
 
 def unreplicated(shardings):

@@ -29,7 +29,7 @@ HIDDEN = re.compile(r"^(?!(.*/)?(head|lm_head|embed\w*)/)(.*/)?kernel$")
 # Root mean square of a hidden matrix's update, relative to the learning rate, as in AdamW's: so that one learning rate
 # and one weight decay serve all parameters (Moonlight, 2502.16982, equation 4).
 MUON_RMS = 0.2
-STACK = re.compile(r"blocks(_\d+)?")  # the parameters of many layers, stacked along their first axis
+STACK = re.compile(r"blocks(_\d+)?(/|$)")  # the parameters of many layers, stacked along their first axis
 
 
 def transformation(o: Mapping, params: Any, given: optax.GradientTransformation | None = None):
@@ -122,19 +122,23 @@ def driven(given: optax.GradientTransformation) -> optax.GradientTransformationE
 
 def matrices(params: Any) -> Any:
     """Tree of bools: which leaves are matrices (kernels, embeddings, heads), by name, since layers are stacked."""
-    return _matching(DECAYED, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: bool(DECAYED.search(_name(path))), params)
 
 
 def hidden_matrices(params: Any) -> Any:
-    """Tree of bools: which leaves are the matrices between hidden states, [..., in, out], that Muon orthogonalises."""
-    return _matching(HIDDEN, params)
+    """Tree of bools: which leaves are the matrices between hidden states that Muon orthogonalises: [in, out], and in
+    stacks [layers, ..., in, out]."""
+
+    def is_hidden(path, leaf):
+        name = _name(path)
+        return bool(HIDDEN.search(name)) and (leaf.ndim == 2 or bool(STACK.match(name)))
+
+    return jax.tree_util.tree_map_with_path(is_hidden, params)
 
 
-def _matching(pattern: re.Pattern, params: Any) -> Any:
-    def matches(path, _):
-        return bool(pattern.search(jax.tree_util.keystr(path, simple=True, separator="/")))
-
-    return jax.tree_util.tree_map_with_path(matches, params)
+def _name(path: tuple) -> str:
+    """'blocks/ffn/up/kernel' from a tree path."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _named(o: Mapping) -> tuple[tuple[str, ...], optax.GradientTransformationExtraArgs]:
@@ -210,12 +214,12 @@ def _layerwise(inner) -> optax.GradientTransformationExtraArgs:
     def split(tree):
         if not isinstance(tree, Mapping):
             return tree
-        return {name: _layers(part) if STACK.fullmatch(str(name)) else part for name, part in tree.items()}
+        return {name: _layers(part) if STACK.match(str(name)) else part for name, part in tree.items()}
 
     def stacked(tree, like):
         if not isinstance(like, Mapping):
             return tree
-        stacks = {name: part for name, part in tree.items() if STACK.fullmatch(str(name))}
+        stacks = {name: part for name, part in tree.items() if STACK.match(str(name))}
         return tree | {name: jax.tree.map(lambda *x: jnp.stack(x), *layers) for name, layers in stacks.items()}
 
     def update(grads, state, params, *, lr):

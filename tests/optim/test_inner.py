@@ -267,6 +267,7 @@ def test_hidden_matrices_of_every_family():
         for path, hidden in flat(hidden_matrices(params)).items():
             assert hidden == (path[0] == "blocks" and path[-1] == "kernel"), (family, path)
     others = drawn({"head": {"kernel": (2, 2)}, "embedder": {"kernel": (2, 2)}, "multi_head": {"kernel": (2, 2)}}, 0)
+    others["query"] = {"kernel": np.ones((4, 2, 2))}  # as flax has it, with an axis of heads
     assert [path[0] for path, hidden in flat(hidden_matrices(others)).items() if hidden] == ["multi_head"]
 
 
