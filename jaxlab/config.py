@@ -155,10 +155,12 @@ def default() -> ConfigDict:
     c.batch.context_growth = ""  # L as a function of tokens, as in 0:128 1M:256; validation stays at batch.context
     c.batch.micro_tokens = 0  # gradient accumulation: tokens in one replica's micro-batch; 0: none
 
-    c.optim = ConfigDict()  # AdamW; Adam is weight_decay = 0
-    c.optim.b1 = 0.9
+    c.optim = ConfigDict()  # the inner optimiser (optim.inner)
+    c.optim.name = "adamw"  # adamw | muon | lion | sgd | adafactor | optax:NAME; Adam is adamw with weight_decay = 0
+    c.optim.momentum = 0.95  # of sgd, and of muon's hidden matrices
+    c.optim.b1 = 0.9  # of adamw, of lion, of muon's other parameters, and of what optax:NAME calls b1; so b2, eps
     c.optim.b2 = 0.99
-    c.optim.eps = 1e-8
+    c.optim.eps = 1e-8  # in muon also of the norm that its matrices are divided by
     c.optim.weight_decay = 0.0
     c.optim.decay = "independent"  # shrinks weights by weight_decay a step; coupled: x lr; timescale: x lr B / first B
     c.optim.decay_mask = "matrices"  # matrices: kernels and embeddings; all: norms and biases too
@@ -292,7 +294,10 @@ def check(config: ConfigDict) -> None:
     _check_model(config.model)
     _check_batch(config)
     _check_rounds(config.diloco, config.model)
-    for key in ("optim.b1", "optim.b2", "diloco.outer_momentum", "schedule.final_fraction", "data.validation_fraction"):
+    for key in (
+        "optim.momentum", "optim.b1", "optim.b2", "diloco.outer_momentum", "schedule.final_fraction",
+        "data.validation_fraction",
+    ):  # fmt: skip
         if not 0 <= get(config, key) < 1 - 2**-25:  # what float32 does not round to 1
             raise InputError(f"{key}={get(config, key)}: must be in [0, 1)")
     if config.spectra.at and config.model.num_experts:

@@ -23,8 +23,8 @@ SILENCE_SECONDS = 30  # after which a process counts as lost to the others
 JOIN_SECONDS = 50  # within which all processes must have come, where no cluster starts them
 LOST = re.compile("gloo|nccl|coordination|heartbeat|barrier|socket|connection|unavailable|deadline", re.IGNORECASE)
 
-# (parameter path, mesh axis of each of its own dimensions); first match wins, every parameter must match. `fsdp` is
-# the data axis, or nothing when mesh.fsdp is off. Stacked layers and replicas add their axes in front.
+# (parameter path, mesh axis of each of its own dimensions); first match wins, what none matches is on every device.
+# `fsdp` is the data axis, or nothing when mesh.fsdp is off. Stacked layers and replicas add their axes in front.
 RULES = (
     (r"(^|/)(embedding|position_embedding)$", ("tensor", "fsdp")),
     (r"(^|/)head$", ("fsdp", "tensor")),
@@ -39,6 +39,7 @@ RULES = (
     (r"(/gain|_alpha|(^|/)s_\w+)$", (None,)),
     (r"(^|/)count$", ()),
 )
+STACK = re.compile(r"\bblocks(?:_\d+)?/")  # parameters below it are of many layers, along their first axis
 
 
 def start(processes: str) -> bool:
@@ -153,19 +154,19 @@ def path_name(path) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
-def state_shardings(tree, mesh: Mesh, *, replicas: int, fsdp: bool, per_replica: bool = True):
-    """NamedSharding of every leaf of a training state whose leaves all have a leading replica axis, or none has.
+def state_shardings(tree, mesh: Mesh, *, replicas: int, fsdp: bool, per_replica: bool = True, params=None):
+    """NamedSharding of every leaf of a training state whose leaves all have a leading replica axis, or none has. A leaf
+    that has no rule (see `without_rule`) is on every device.
 
-    Raises InputError for a leaf that no rule matches or that its mesh axes do not divide.
+    params: the state's parameters [M, ...], or their shapes; by default the tree itself. Raises InputError for a leaf
+    that the mesh axes of its rule do not divide.
     """
     first = (batch_axes(replicas)[0],) if per_replica else ()
+    shapes = _shapes(tree if params is None else params)
 
     def sharding(path, leaf):
         name = path_name(path)
-        own = next((axes for pattern, axes in RULES if re.search(pattern, name)), None)
-        if own is None:
-            raise InputError(f"parameter {name}: no sharding rule matches")
-        own = tuple((("data" if fsdp else None) if a == "fsdp" else a) for a in own)
+        own = tuple((("data" if fsdp else None) if a == "fsdp" else a) for a in _rule(name, leaf.shape, shapes) or ())
         spec = (*first, *(None,) * (leaf.ndim - len(first) - len(own)), *own)
         for size, axis in zip(leaf.shape, spec, strict=True):
             if axis and size % mesh.shape[axis]:
@@ -174,6 +175,32 @@ def state_shardings(tree, mesh: Mesh, *, replicas: int, fsdp: bool, per_replica:
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def without_rule(tree, params) -> list[str]:
+    """Paths of the leaves of a training state that have no rule: those of parameters that no pattern matches, or that
+    have another number of axes than ours, as other models' may; and those of an optimiser's state that have not the
+    shape of the parameter whose path they end with, as factors of second moments. params as for `state_shardings`."""
+    shapes = _shapes(params)
+    leaves = [(path_name(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    return [name for name, shape in leaves if _rule(name, shape, shapes) is None]
+
+
+def _shapes(params) -> dict[str, tuple]:
+    """{path: shape} of the parameters [M, ...] of a single model."""
+    return {path_name(path): leaf.shape[1:] for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def _rule(name: str, shape: tuple, shapes: dict[str, tuple]) -> tuple | None:
+    """Mesh axes of the last dimensions of a leaf, None where it has no rule. shapes: of the parameters, by path."""
+    own = next((axes for pattern, axes in RULES if re.search(pattern, name)), None)
+    if not own:
+        return own
+    name = re.sub(rf"({STACK.pattern})\d+/", r"\1", name)  # of one layer's leaf, the path of the stack's
+    parts = name.split("/")
+    parameter = next((p for i in range(len(parts)) if (p := shapes.get("/".join(parts[i:])))), ())
+    usual = len(parameter) == len(own) + bool(STACK.search(name))
+    return own if usual and shape[-len(own) :] == parameter[-len(own) :] else None
 
 
 def unreplicated(shardings):

@@ -40,8 +40,9 @@ def main(config, console) -> int:
     console.quiet = not parallel.start(_PROCESSES.value)
     run = build(config)
     if _RULES.value:
+        unsharded = set(run.program.unsharded)
         for path, spec in parallel.table(run.program.shardings):
-            say(console, f"{path:50s} {spec}")
+            say(console, f"{path:50s} {spec}{' (no rule)' if path in unsharded else ''}")
         return 0
     if source:
         go_on_from(run, workdir, source)

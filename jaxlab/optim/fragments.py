@@ -36,7 +36,7 @@ def fragments(params: Any, count: int, how: str = "strided", stacked: str = "blo
     units = layers | others if how == "balanced" else layers
     if how not in SPLITS:
         raise ValueError(f"how={how!r}: must be one of {', '.join(SPLITS)}")
-    if not 1 <= count <= len(units):
+    if not 1 <= count <= max(1, len(units)):
         raise ValueError(f"count={count}: must be 1 to {len(units)} for {how} fragments of {len(layers)} layers")
     if how == "balanced":
         home = _balanced(units, count)

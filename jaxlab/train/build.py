@@ -22,8 +22,9 @@ from jaxlab.evaluate.tasks import Item, read_tasks
 from jaxlab.model.families import parameters
 from jaxlab.optim.batch_growth import RULES, from_text, rounded, size_at, sizes
 from jaxlab.optim.schedules import Times, schedule, times
+from jaxlab.train.checkpoint import state_bytes
 from jaxlab.train.plan import Batch, Block, Shape, blocks
-from jaxlab.train.program import Program, program
+from jaxlab.train.program import Own, Program, program
 from jaxlab.train.state import Clock, State
 
 
@@ -165,22 +166,25 @@ class Run:
         return {name: value.item() for name, value in values.items()}, eigenvalues
 
 
-def build(config: ConfigDict, compiled: Program | None = None) -> Run:
+def build(config: ConfigDict, compiled: Program | None = None, *, loss_fn=None, optimiser=None, init=None) -> Run:
     """Checks the config against itself, the devices and the token store (InputError), and assembles the run.
 
     compiled: the program of an earlier run, taken again if it serves: many runs of one shape compile once.
+    loss_fn, optimiser, init: a user's, in place of those that the config names (program.Own).
     """
     check(config)
+    own = Own(loss_fn, optimiser, init)
     mesh = parallel.mesh(config.mesh.replica, config.mesh.data, config.mesh.tensor)
     planned = batches(config, mesh)
     store = open_store(config.data.store)
     _check_store(config, store)
     e, data, vocab_size = config.evaluate, config.data, vocabulary(config, store)
-    _check_memory(config, mesh, vocab_size)
-    serves = compiled is not None and compiled.serves(config, vocab_size)
+    serves = compiled is not None and own == compiled.own == Own() and compiled.serves(config, vocab_size)
+    made = compiled if serves else program(config, mesh, vocab_size, own)
+    _check_memory(made)
     return Run(
         config=config,
-        program=compiled if serves else program(config, mesh, vocab_size),
+        program=made,
         batches=planned,
         store=store,
         train=Sequences(store.split("train"), config.batch.context, config.seed),
@@ -275,16 +279,16 @@ def _check_store(config: ConfigDict, store: TokenStore) -> None:
             raise InputError(f"data.{key}={config.data[key]}: the store {config.data.store} was made with {made}")
 
 
-def _check_memory(config: ConfigDict, mesh: Mesh, vocab_size: int) -> None:
-    """InputError where parameters and optimiser state alone, float32, are more than all devices hold."""
-    count = parameters(ConfigDict(config.model.to_dict() | {"vocab_size": vocab_size}))["total"]
-    needed, device = 3 * 4 * count * config.replicas, jax.local_devices()[0]
+def _check_memory(program: Program) -> None:
+    """InputError where parameters and optimiser state alone are more than all devices hold."""
+    state, mesh, device = program.abstract_state(), program.mesh, jax.local_devices()[0]
+    needed = state_bytes(state._replace(outer=None))
     if device.platform == "cpu":
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * jax.process_count()
     else:
         there = (device.memory_stats() or {}).get("bytes_limit", math.inf) * mesh.size
     if needed > there:
         raise InputError(
-            f"model: {count:,} parameters x replicas={config.replicas} take {needed / 1e9:,.0f} GB with the state of "
-            f"the optimiser, and the devices have {there / 1e9:,.0f} GB"
+            f"model: {program.parameters:,} parameters x replicas={state.replicas} take {needed / 1e9:,.0f} GB with "
+            f"the state of the optimiser, and the devices have {there / 1e9:,.0f} GB"
         )

@@ -25,7 +25,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 def record(run: Run) -> dict:
     """What config.json and every checkpoint record of a run: its config, data and versions."""
     data = {name: run.store.meta[name] for name in ("corpus_sha256", "tokenizer_sha256")}
-    return {"config": flatten(run.config), "data": data, "versions": {p: version(p) for p in PACKAGES}}
+    own = [name for name, value in run.program.own._asdict().items() if value]
+    return {"config": flatten(run.config), "data": data, "own": own, "versions": {p: version(p) for p in PACKAGES}}
 
 
 def check_run(run: Run, workdir: Path) -> None:
@@ -62,6 +63,9 @@ def claim(workdir: Path, record: dict) -> dict:
     differing += [
         f"{k}: {v} -> {record['data'].get(k)}" for k, v in claimed["data"].items() if v != record["data"].get(k)
     ]
+    before, now = claimed.get("own", []), record.get("own", [])  # older runs had nothing of their own
+    if before != now:
+        differing.append(f"functions given to build: {', '.join(before) or 'none'} -> {', '.join(now) or 'none'}")
     if differing:
         raise InputError(f"workdir={workdir}: holds a run that differs in " + "; ".join(differing))
     arrived, source, wanted = complete(workdir), _source(claimed), _source(record)

@@ -5,21 +5,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlab import parallel
-from jaxlab.config import InputError, flatten
+from jaxlab.config import InputError, default, flatten, get
+from jaxlab.cost import flops
 from jaxlab.evaluate.choice import chooser
 from jaxlab.evaluate.loss import evaluator
 from jaxlab.model import attention, linear, moe
 from jaxlab.model.decoder import Decoder
 from jaxlab.model.loss import objective
-from jaxlab.optim.inner import adamw
+from jaxlab.optim.inner import transformation
 from jaxlab.optim.sphere import projected
 from jaxlab.quant import dot as quant
 from jaxlab.quant.recipes import OPERANDS, Recipe, recipe, stages
@@ -41,13 +44,27 @@ STAGES = 100  # of casts: one compilation each
 GPU_UNROLLED = 24
 
 
+class Own(NamedTuple):
+    """A user's functions, in place of those that the config names.
+
+    loss_fn(params, tokens [b, L+1] int32, negative: padding) -> (objective summed over tokens, sums {"nll", "tokens"}).
+    optimiser: a transformation of optax (optim.inner.transformation). init(key) -> parameters of another model, any
+    pytree of float32 arrays.
+    """
+
+    loss_fn: Callable | None = None
+    optimiser: optax.GradientTransformation | None = None
+    init: Callable | None = None
+
+
 @dataclass(frozen=True)
 class Program:
     """What runs of one shape compute: pure functions of their state, and where everything lives. Needs no data."""
 
     config: ConfigDict  # HOST_KEYS of it are not read
     mesh: Mesh
-    model: Decoder
+    model: Decoder | None  # None: a user's
+    init_params: Callable  # seed, uint32 -> parameters of one model
     loss_fn: Callable  # (params, tokens [b, L+1]) -> (objective, sums)
     shardings: State  # NamedSharding of every leaf of the state
     start: Callable  # parameters of one model -> State, jitted
@@ -55,6 +72,7 @@ class Program:
     probe: Callable  # spectra.prober's, jitted
     outer_loop: OuterLoop | None  # None: replicas are never synchronised
     later: dict[int, "Program"]  # {tokens: program from then on}: the same state, in other arithmetic
+    own: Own
 
     def shape(self, batch: Batch) -> Shape:
         """The shape of a block of steps on such batches."""
@@ -72,7 +90,7 @@ class Program:
     @cached_property
     def init(self) -> Callable:
         """seed, uint32 -> State, jitted."""
-        return jax.jit(lambda seed: self.start(initial_params(self.model, seed)), out_shardings=self.shardings)
+        return jax.jit(lambda seed: self.start(self.init_params(seed)), out_shardings=self.shardings)
 
     def at(self, tokens: int) -> "Program":
         """The program of a step that starts at `tokens`, or of an evaluation there."""
@@ -82,6 +100,21 @@ class Program:
         """Shapes, dtypes and shardings of the state, without its arrays."""
         shapes = jax.eval_shape(self.init, np.uint32(0))
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings)
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many parameters one model has."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state().params)) // self.config.replicas
+
+    @property
+    def unsharded(self) -> list[str]:
+        """Paths of the state's leaves that have no sharding rule."""
+        state = self.abstract_state()
+        return parallel.without_rule(state, state.params)
+
+    def flops_per_token(self, context: int) -> int:
+        """Of training (cost.flops); 6 a parameter for a user's model."""
+        return flops.training_per_token(self.model.c, context) if self.model else 6 * self.parameters
 
     @cached_property
     def compiling(self) -> Callable[[tuple], Future]:
@@ -154,30 +187,43 @@ class Program:
         return self.model.c.vocab_size == vocab_size and compiled_from(self.config) == compiled_from(config)
 
 
-def program(config: ConfigDict, mesh: Mesh, vocab_size: int) -> Program:
+def program(config: ConfigDict, mesh: Mesh, vocab_size: int, own: Own = Own()) -> Program:  # noqa: B008
     """The functions of runs on a mesh, whose devices may be described only (compilation ahead of time). Raises
     InputError for what the devices cannot do."""
+    _check_own(config, own)
     first, *others = recipes(config.quant).items()
-    later = {start: _program(config, mesh, vocab_size, rule, {}) for start, rule in others}
-    return _program(config, mesh, vocab_size, first[1], later)
+    later = {start: _program(config, mesh, vocab_size, rule, {}, own) for start, rule in others}
+    return _program(config, mesh, vocab_size, first[1], later, own)
 
 
-def _program(config: ConfigDict, mesh: Mesh, vocab_size: int, rule: Recipe, later: dict[int, Program]) -> Program:
+def _check_own(config: ConfigDict, own: Own) -> None:
+    if own.init and not own.loss_fn:
+        raise InputError("init: needs a loss_fn, of the same model")
+    decoders = ("quant.recipe",) * bool(own.loss_fn) + ("spectra.at", "evaluate.tasks") * bool(own.init)
+    for key in decoders:
+        if (value := get(config, key)) != (standard := get(default(), key)):
+            raise InputError(f"{key}={value!r}: is of our decoder, not of a model of your own; must be {standard!r}")
+
+
+def _program(
+    config: ConfigDict, mesh: Mesh, vocab_size: int, rule: Recipe, later: dict[int, Program], own: Own
+) -> Program:
     c = FrozenConfigDict(config.model.to_dict() | {"vocab_size": vocab_size})
     axes = parallel.batch_axes(config.replicas)
     make = partial(decoder, c, config.compute, mesh, dot=product(rule, config.quant.fp8, mesh))
-    model = make(axes[1])
+    model = None if own.init else make(axes[1])
     if c.num_experts and rule.casts:
         raise InputError(
             f"model.num_experts={c.num_experts}: must be 0 with quant, which casts linears but not experts"
         )
-    optimiser = adamw(**{k: config.optim[k] for k in ("b1", "b2", "eps", "clip", "decay_mask")})
-    optimiser = projected(optimiser, model.project)
-    loss_fn = objective(model, config.compute.loss_chunk)
-    params = jax.eval_shape(partial(initial_params, model), np.uint32(0))
+    init_params = partial(initial_params, model) if model else lambda seed: own.init(jax.random.key(seed))
+    params = jax.eval_shape(init_params, np.uint32(0))
+    project = model.project if model else None
+    optimiser = projected(transformation(config.optim, params, own.optimiser), project)
+    loss_fn = own.loss_fn or objective(model, config.compute.loss_chunk)
     outer_loop = None
     if config.diloco.sync_every:
-        outer_loop = OuterLoop(config.diloco, params, replicas=config.replicas, mesh=mesh, project=model.project)
+        outer_loop = OuterLoop(config.diloco, params, replicas=config.replicas, mesh=mesh, project=project)
     start = initial_state(optimiser, replicas=config.replicas, outer_loop=outer_loop)
     shardings = _shardings(jax.eval_shape(start, params), mesh, config)
     one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
@@ -187,6 +233,7 @@ def _program(config: ConfigDict, mesh: Mesh, vocab_size: int, rule: Recipe, late
         config=config,
         mesh=mesh,
         model=model,
+        init_params=init_params,
         loss_fn=loss_fn,
         shardings=shardings,
         start=jax.jit(start, out_shardings=shardings),
@@ -194,6 +241,7 @@ def _program(config: ConfigDict, mesh: Mesh, vocab_size: int, rule: Recipe, late
         probe=jax.jit(prober(make(None), mesh, axes[1]), static_argnums=2, out_shardings=everywhere),
         outer_loop=outer_loop,
         later=later,
+        own=own,
     )
 
 
@@ -228,7 +276,7 @@ def _keys_of(section: str) -> Iterator[None]:
 
 def _shardings(shapes: State, mesh: Mesh, config: ConfigDict) -> State:
     """Of every leaf of the state. What replicas have in common is on the devices of each."""
-    options = {"mesh": mesh, "replicas": config.replicas, "fsdp": config.mesh.fsdp}
+    options = {"mesh": mesh, "replicas": config.replicas, "fsdp": config.mesh.fsdp, "params": shapes.params}
     inner = parallel.state_shardings(shapes._replace(outer=None), **options)
     return inner._replace(outer=parallel.state_shardings(shapes.outer, per_replica=config.diloco.eager, **options))
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxlab.cost import flops
 from jaxlab.model.families import parameters
 from jaxlab.optim.batch_growth import size_at, walk
 from jaxlab.quant.dot import arithmetic
@@ -15,27 +14,41 @@ from jaxlab.train.program import recipes
 
 def header(run: Run, peak: float | None, peak_source: str) -> list[str]:
     """Lines for a person: model, training, batch, devices, compute."""
-    c, m, mesh = run.config, run.program.model.c, run.program.mesh
-    count = parameters(m)
+    c, mesh = run.config, run.program.mesh
     taken = walk({start: size.tokens for start, size in run.batches.items()}, c.tokens)
     tokens, steps = sum(s.size * s.steps for s in taken), sum(s.steps for s in taken)
     devices = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     peak_text = f"{peak / 1e12:,.3g} TFLOP/s ({peak_source})" if peak else peak_source
-    active = f", {count['active']:,} active" if m.num_experts else ""
     lines = {
-        "model": f"{m.family}, {count['total']:,} parameters ({count['non_embedding']:,} without embeddings{active}), "
-        f"{flops.training_per_token(m, c.batch.context) / 1e6:,.1f} MFLOPs a training token",
+        "model": f"{model(run)}, {run.program.flops_per_token(c.batch.context) / 1e6:,.1f} MFLOPs a training token",
         "training": f"{tokens:,} tokens in {steps:,} steps, {run.train.epochs(tokens):.2f} epochs of {c.data.source}",
         "batch": batches(run),
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind} (mesh {devices}), peak {peak_text}",
-        "compute": f"{run.program.model.dtype}, attention {run.program.model.kernel.__name__}, "
-        f"layers {'scanned' if run.program.model.scan else 'unrolled'}, remat {run.program.model.remat}",
+        "optimiser": "given" if run.program.own.optimiser else c.optim.name,
     }
+    if decoder := run.program.model:
+        layers = "scanned" if decoder.scan else "unrolled"
+        lines["compute"] = (
+            f"{decoder.dtype}, attention {decoder.kernel.__name__}, layers {layers}, remat {decoder.remat}"
+        )
     if cast := precision(run):
         lines["precision"] = cast
     if run.program.outer_loop:
         lines["rounds"] = run.program.outer_loop.describe(steps, c.diloco.outer_lr)
+    if mesh.size > 1 and (names := run.program.unsharded):
+        more = f" and {len(names) - 4:,} more, which --print_sharding lists" if len(names) > 4 else ""
+        lines["unsharded"] = f"on every device, having no sharding rule: {', '.join(names[:4])}{more}"
     return [f"{name:10s}{text}" for name, text in lines.items()]
+
+
+def model(run: Run) -> str:
+    """Family and size of the run's model."""
+    if run.program.model is None:
+        return f"given, {run.program.parameters:,} parameters"
+    m = run.program.model.c
+    count = parameters(m)
+    active = f", {count['active']:,} active" if m.num_experts else ""
+    return f"{m.family}, {count['total']:,} parameters ({count['non_embedding']:,} without embeddings{active})"
 
 
 def batches(run: Run) -> str:

@@ -17,7 +17,6 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxlab.cost import flops
 from jaxlab.files import write_record
 from jaxlab.optim.schedules import crossed
 from jaxlab.train import report
@@ -168,7 +167,7 @@ def opened(run: Run, workdir: Path, console: Console, claimed: dict) -> Iterator
             memory = run.compiled(clock.tokens).memory_analysis()
             say(console, report.compiled(time.perf_counter() - began, memory))
         with closing(_log(run, workdir, console, clock, first_clock(claimed))) as log, watched():
-            meter = Meter(partial(flops.training_per_token, run.program.model.c), peak)
+            meter = Meter(run.program.flops_per_token, peak)
             yield Session(run, workdir, record(run), log, meter, checkpoints, callbacks(run), stopping), state, clock
 
 

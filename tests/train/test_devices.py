@@ -143,6 +143,7 @@ def test_every_family_has_a_rule_for_every_parameter():
         mesh = parallel.mesh(1, 1, 1)
         shardings = parallel.state_shardings(shapes, mesh, replicas=1, fsdp=True)
         specs = dict(parallel.table(shardings))
+        assert parallel.without_rule(shapes, shapes.params) == []
         assert len(specs) == len(jax.tree.leaves(shapes))
         for name, spec in specs.items():
             if "kernel" in name or "embedding" in name or name.endswith("head"):
@@ -150,16 +151,33 @@ def test_every_family_has_a_rule_for_every_parameter():
                 assert "'tensor'" in spec or "router" in name, (family, name)
 
 
-def test_a_parameter_without_a_rule_is_refused():
-    tree = {"mystery": jax.ShapeDtypeStruct((1, 4), "float32")}
-    with pytest.raises(InputError, match="parameter mystery: no sharding rule matches"):
-        parallel.state_shardings(tree, parallel.mesh(1, 1, 1), replicas=1, fsdp=True)
+def test_what_has_no_rule_is_on_every_device_and_listed():
+    """A parameter of an unknown name; and of an optimiser, what has not its parameter's shape: the factors of a second
+    moment, of whole stacks and of one layer, whose last axes a rule would cut."""
+    mesh = AbstractMesh((1, 2, 2), parallel.AXES)
+
+    def leaf(*shape):
+        return jax.ShapeDtypeStruct((1, *shape), "float32")
+
+    params = {"blocks": {"up": {"kernel": leaf(3, 32, 64), "bias": leaf(3, 64)}}}
+    params |= {"mystery": leaf(4), "query": {"kernel": leaf(32, 8, 8)}}  # as flax has it, with an axis of heads
+    layers = {"blocks": [{"up": {"kernel": leaf(32, 64), "bias": leaf(64)}}]}
+    factors = {"blocks": [{"up": {"kernel": leaf(32), "bias": leaf(1)}}]}
+    state = {"mu": params, "nu": layers, "row": factors, "column": {"blocks": {"up": {"kernel": leaf(3, 64)}}}}
+    found = parallel.table(parallel.state_shardings(state, mesh, replicas=1, fsdp=True, params=params))
+    assert {name: spec for name, spec in found if "'" in spec} == {
+        "mu/blocks/up/kernel": "(None, None, 'data', 'tensor')", "mu/blocks/up/bias": "(None, None, 'tensor')",
+        "nu/blocks/0/up/kernel": "(None, 'data', 'tensor')", "nu/blocks/0/up/bias": "(None, 'tensor')",
+    }  # fmt: skip
+    listed = ["column/blocks/up/kernel", "mu/mystery", "mu/query/kernel", "row/blocks/0/up/bias"]
+    assert parallel.without_rule(state, params) == [*listed, "row/blocks/0/up/kernel"]
 
 
 def test_an_axis_that_does_not_divide_is_refused():
     mesh = AbstractMesh((1, 2, 4), parallel.AXES)
-    tree = {"up": {"kernel": jax.ShapeDtypeStruct((1, 3, 32, 66), "float32")}}
-    with pytest.raises(InputError, match=r"mesh.tensor=4: does not divide parameter up/kernel of shape \(3, 32, 66\)"):
+    tree = {"blocks": {"up": {"kernel": jax.ShapeDtypeStruct((1, 3, 32, 66), "float32")}}}
+    message = r"mesh\.tensor=4: does not divide parameter blocks/up/kernel of shape \(3, 32, 66\)"
+    with pytest.raises(InputError, match=message):
         parallel.state_shardings(tree, mesh, replicas=1, fsdp=True)
 
 
