@@ -87,8 +87,8 @@ def chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _product(a, b, i, j):
-    """Contracts axis i of a with axis j of b, both [b, H, ...]."""
-    return lax.dot_general(a, b, (((i,), (j,)), ((0, 1), (0, 1))))
+    """Contracts axis i of a with axis j of b, both [b, H, ...]; float32."""
+    return lax.dot_general(a, b, (((i,), (j,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
 
 
 def _chunks(length):
@@ -97,37 +97,41 @@ def _chunks(length):
 
 def _scores(q, k, start):
     causal = start + jnp.arange(q.shape[2])[:, None] >= jnp.arange(k.shape[2])
-    return jnp.where(causal, _product(q, k, 3, 3).astype(jnp.float32), jnp.finfo(jnp.float32).min)
+    return jnp.where(causal, _product(q, k, 3, 3), jnp.finfo(jnp.float32).min)
 
 
 def _chunked_forward(q, k, v):
     q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
-    outs, kept = [], []
+    outs, weights_of, totals = [], [], []
     for start, end in _chunks(q.shape[2]):
         scores = _scores(q[:, :, start:end], k[:, :, :end], start)
-        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        weights = weights.astype(v.dtype)
+        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True)).astype(v.dtype)
+        total = _product(weights, jnp.ones((*v.shape[:2], end, 1), v.dtype), 3, 2)
         outs.append((_product(weights, v[:, :, :end], 3, 2) / total).astype(v.dtype))
-        kept.append((weights, total))
+        weights_of.append(weights)
+        totals.append(total)
     out = jnp.concatenate(outs, axis=2)
-    return out.swapaxes(1, 2), (q, k, v, out, kept)
+    return out.swapaxes(1, 2), (q, k, v, out, weights_of, jnp.concatenate(totals, axis=2))
 
 
 def _chunked_backward(residuals, d_out):
-    q, k, v, out, kept = residuals
-    d_out = d_out.swapaxes(1, 2)
+    q, k, v, out, weights_of, total = residuals
+    d_out = d_out.swapaxes(1, 2) / total  # the weights were kept before their division by `total`
+    # A product with ones, since XLA on CPU is slow to sum products.
+    delta = (d_out * out) @ jnp.ones((out.shape[3], 1))
+    d_out = d_out.astype(v.dtype)
+    # Transposed before they are cut into chunks: products that contract the first axis of both sides are slow.
+    q_columns, d_columns = q.swapaxes(2, 3), d_out.swapaxes(2, 3)
     d_q, d_k, d_v = [], 0, 0
-    for (start, end), (weights, total) in zip(_chunks(q.shape[2]), kept, strict=True):
-        d_here = d_out[:, :, start:end] / total  # the weights were kept before their division by `total`
-        # A product with ones, since XLA on CPU is slow to sum products.
-        delta = (d_here * out[:, :, start:end]) @ jnp.ones((out.shape[3], 1))
-        d_scores = (weights * (_product(d_here, v[:, :, :end], 3, 3) - delta)).astype(q.dtype)
-        d_q.append(_product(d_scores, k[:, :, :end], 3, 2))
-        later = ((0, 0), (0, 0), (0, 0), (0, q.shape[2] - end))
-        d_k += jnp.pad(_product(q[:, :, start:end], d_scores, 2, 2), later)  # [b, H, h, keys]
-        d_v += jnp.pad(_product(d_here.astype(v.dtype), weights, 2, 2), later)
-    return jnp.concatenate(d_q, axis=2).swapaxes(1, 2), d_k.transpose(0, 3, 1, 2), d_v.transpose(0, 3, 1, 2)
+    for (start, end), weights in zip(_chunks(q.shape[2]), weights_of, strict=True):
+        here, later = slice(start, end), ((0, 0), (0, 0), (0, 0), (0, q.shape[2] - end))
+        d_weights = _product(d_out[:, :, here], v[:, :, :end], 3, 3)
+        d_scores = (weights * (d_weights - delta[:, :, here])).astype(q.dtype)
+        d_q.append(_product(d_scores, k[:, :, :end], 3, 2).astype(q.dtype))
+        d_k += jnp.pad(_product(q_columns[..., here], d_scores, 3, 2), later)  # [b, H, h, keys]
+        d_v += jnp.pad(_product(d_columns[..., here], weights, 3, 2), later)
+    d_k, d_v = (x.transpose(0, 3, 1, 2).astype(v.dtype) for x in (d_k, d_v))
+    return jnp.concatenate(d_q, axis=2).swapaxes(1, 2), d_k, d_v
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)

@@ -16,12 +16,13 @@ _CUBIC = 0.044715
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """GELU in its tanh form, elementwise, in x's dtype.
+    """GELU in its tanh form, elementwise, computed in float32, in x's dtype.
 
     0.5 x (1 + tanh(u)) = x / (1 + exp(-2u)). Ending in a division, and with the derivative written in terms of the
     output, it makes XLA on CPU keep the result instead of computing tanh again inside the next product.
     """
-    return x / (1 + jnp.exp(-_SLOPE * (x + _CUBIC * x**3)))
+    wide = x.astype(jnp.float32)
+    return (wide / (1 + _decay(wide))).astype(x.dtype)
 
 
 def _gelu_forward(x):
@@ -30,9 +31,13 @@ def _gelu_forward(x):
 
 
 def _gelu_backward(residuals, dy):
-    x, y = residuals
-    gate = 1 / (1 + jnp.exp(-_SLOPE * (x + _CUBIC * x**3)))
-    return (dy * (gate + y * (1 - gate) * _SLOPE * (1 + 3 * _CUBIC * x**2)),)
+    x, y, slope = *(a.astype(jnp.float32) for a in residuals), dy.astype(jnp.float32)
+    gate = 1 / (1 + _decay(x))
+    return ((slope * (gate + y * (1 - gate) * _SLOPE * (1 + 3 * _CUBIC * x**2))).astype(dy.dtype),)
+
+
+def _decay(x):
+    return jnp.exp(-_SLOPE * (x + _CUBIC * x**3))
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)

@@ -1,12 +1,29 @@
 """The linear map of every block, and its gradient."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+
+
+def product(a: jax.Array, b: jax.Array, dimension_numbers) -> jax.Array:
+    """lax.dot_general of two arrays of one type, in that type.
+
+    On CPU the result of 16-bit operands is asked for in float32 and rounded afterwards: on a processor that has
+    instructions for them (AMX, AVX512-BF16), jax 0.10 multiplies four times faster than when it is asked for 16 bits.
+    """
+    plain = partial(lax.dot_general, dimension_numbers=dimension_numbers)
+    if a.dtype.itemsize != 2:
+        return plain(a, b)
+
+    def rounded(a, b):
+        return plain(a, b, preferred_element_type=jnp.float32).astype(a.dtype)
+
+    return lax.platform_dependent(a, b, cpu=rounded, default=plain)
 
 
 @jax.custom_vjp
@@ -17,7 +34,7 @@ def dot(x: jax.Array, w: jax.Array) -> jax.Array:
     on CPU then transposes the activations, recomputing whatever produced them in a strided loop: nearly half of the
     training step of a small decoder.
     """
-    return lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())))
+    return product(x, w, (((x.ndim - 1,), (0,)), ((), ())))
 
 
 def _forward(x, w):
@@ -27,8 +44,8 @@ def _forward(x, w):
 def _backward(residuals, dy):
     x, w = residuals
     rows = tuple(range(x.ndim - 1))
-    dx = lax.dot_general(dy, w, (((dy.ndim - 1,), (1,)), ((), ())))
-    dw = lax.dot_general(x, dy, ((rows, rows), ((), ())))
+    dx = product(dy, w, (((dy.ndim - 1,), (1,)), ((), ())))
+    dw = product(x, dy, ((rows, rows), ((), ())))
     return dx, dw
 
 

@@ -17,6 +17,7 @@ TINY = 2.0**-126  # float32's smallest normal number
 HUGE = float(np.finfo(np.float32).max) * (1 - 2.0**-23)  # what is rounded may not become an inf
 SMALLEST, INF, NAN = (int(np.float32(x).view(np.int32)) for x in (TINY, np.inf, np.nan))  # as bits
 FRACTION = 0x7FFFFF
+GOLDEN, MURMUR = np.uint32(0x9E3779B9), (np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35))
 E4M3 = parse("e4m3fn")  # of NVFP4's block scales
 
 
@@ -54,10 +55,11 @@ def quantise(x, format, *, axis=-1, block=None, scale="float32", rounding="neare
     sizes = _block_shape(x.shape, axis, block)
     full = jnp.pad(x, [(0, -n % b) for n, b in zip(x.shape, sizes, strict=True)])
     blocks = full.reshape([d for n, b in zip(full.shape, sizes, strict=True) for d in (n // b, b)])
-    s = _scale(_absmax(blocks), format, scale)
+    absmax = _absmax(blocks)
+    s = _per_block(_scale(absmax, format, scale), absmax)
     q = round_to(blocks * s, format, rounding, key)
     inverse = jnp.where(jnp.isnan(s), s, _float(_quotient(_bits(jnp.float32(1)), _bits(s))))
-    inverse = jnp.broadcast_to(jnp.minimum(inverse, HUGE / format.max), q.shape)
+    inverse = jnp.broadcast_to(_per_block(jnp.minimum(inverse, HUGE / format.max), absmax), q.shape)
     return tuple(y.reshape(full.shape)[tuple(map(slice, x.shape))] for y in (q, inverse))
 
 
@@ -79,8 +81,14 @@ def _round(k, rounding: str, key):
         return lax.round(k, lax.RoundingMethod.AWAY_FROM_ZERO)
     if rounding == "toward_zero":
         return jnp.trunc(k)
+    return _round_up_below(k, draws(key, k.shape))
+
+
+def _round_up_below(k, draw):
+    """k rounded up where its fraction exceeds (draw + 1/2) / 2^16, else down: of all 2^16 draws, the nearest whole
+    number to 2^16 times the fraction round up."""
     floor = jnp.floor(k)
-    return jnp.copysign(floor + (jax.random.uniform(key, k.shape) < k - floor), k)
+    return jnp.copysign(floor + ((draw.astype(jnp.float32) + 0.5) * 2.0**-16 < k - floor), k)
 
 
 def _round_bits(x, format: Format, rounding: str, key):
@@ -93,10 +101,41 @@ def _round_bits(x, format: Format, rounding: str, key):
         "nearest_even": lambda: odd + (1 << drop - 1) - 1,
         "nearest_away": lambda: 1 << drop - 1,
         "toward_zero": lambda: 0,
-        "stochastic": lambda: (jax.random.bits(key, x.shape) >> (32 - drop)).astype(jnp.int32),
+        "stochastic": lambda: _below(draws(key, x.shape), drop),
     }[rounding]()
     rounded = (finite + add) & -(1 << drop)
     return _float(jnp.where(size > 0x7F800000, size, rounded) | (_bits(x) & -0x80000000))
+
+
+def _below(draw, bits: int):
+    """Draws of 16 bits as whole numbers below 2^bits: their upper bits, or followed by a one and zeros, the middle of
+    what a draw stands for."""
+    return draw >> 16 - bits if bits <= 16 else (2 * draw + 1) << bits - 17
+
+
+def draws(key, shape) -> jax.Array:
+    """Random whole numbers below 2^16, int32, one for every element: a hash of its index and of the key.
+
+    They depend on nothing else: they are the same on any number of devices, and under jit, scan and vmap.
+    """
+    index = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    # Spread over all 32 bits first: of small numbers in a row the hash is less even.
+    return (mixed(GOLDEN * index ^ _word(key)) >> 16).astype(jnp.int32)
+
+
+def _word(key) -> jax.Array:
+    """32 bits, each of which depends on every bit of a key of any kind."""
+    h = jnp.uint32(GOLDEN)
+    for word in jnp.moveaxis(jax.random.key_data(key), -1, 0):
+        h = mixed(h + word)
+    return h
+
+
+def mixed(h):
+    """The finaliser of MurmurHash3, uint32 -> uint32, one to one; changing any bit changes each in half the cases."""
+    h = (h ^ (h >> 16)) * MURMUR[0]
+    h = (h ^ (h >> 13)) * MURMUR[1]
+    return h ^ (h >> 16)
 
 
 def _absmax(blocks):
@@ -134,6 +173,16 @@ def _scale(absmax, format: Format | Grid, scale: str):
         kept = jnp.maximum(round_to(_float(absmax) * whole, E4M3), E4M3.smallest_subnormal)
         bits, finite = _quotient(_bits(format.max * whole), _bits(kept)), jnp.isfinite(top)
     return _float(jnp.where(finite, jnp.maximum(bits, SMALLEST), NAN))
+
+
+def _per_block(x, absmax):
+    """x, divided by 1 on CPU. XLA there computes what is broadcast again for every element of the block, unless it ends
+    in a division; the 1 must not look like a constant."""
+
+    def divided(x, absmax):
+        return x / jnp.where(absmax < 0, 2.0, 1.0)  # sizes are never negative
+
+    return lax.platform_dependent(x, absmax, cpu=divided, default=lambda x, _: x)
 
 
 def _quotient(a, b):

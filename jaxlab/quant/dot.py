@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from jaxlab.config import InputError
-from jaxlab.quant.cast import cast, quantise
+from jaxlab.quant.cast import GOLDEN, cast, mixed, quantise
 from jaxlab.quant.formats import parse
 from jaxlab.quant.recipes import OPERANDS, PRODUCTS, Operand, Recipe
 
@@ -227,9 +227,7 @@ def _key(x, seed):
     (whole numbers add up to the same in any order), and two tensors that differ anywhere draw independently.
     """
     bits = lax.bitcast_convert_type(x, jnp.uint32 if x.dtype.itemsize == 4 else jnp.uint16).astype(jnp.uint32)
-    h = bits + np.uint32(0x9E3779B9) * lax.iota(jnp.uint32, x.size).reshape(x.shape)
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):  # the finaliser of MurmurHash3
-        h = (h ^ (h >> shift)) * np.uint32(factor)
+    h = mixed(bits + GOLDEN * lax.iota(jnp.uint32, x.size).reshape(x.shape))
     words = jnp.stack([h.sum(dtype=jnp.uint32), jnp.uint32(seed % 2**32)])
     return jax.random.wrap_key_data(words, impl="threefry2x32")
 
