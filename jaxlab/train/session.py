@@ -139,8 +139,8 @@ class Session:
 
 
 def over_replicas(values: np.ndarray) -> np.ndarray:
-    """[n, M] float32 -> [n], the mean over replicas, in their order and times 1 / M: as XLA has it on CPUs, up to M = 32,
-    to the last bit."""
+    """[n, M] float32 -> [n], the mean over replicas: in their order and times 1 / M, which up to M = 32 is bit for bit
+    what XLA computes on CPUs."""
     return sum(values.T) * np.float32(1 / values.shape[1])
 
 
