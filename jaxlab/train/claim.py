@@ -36,13 +36,6 @@ def check_run(run: Run, workdir: Path) -> None:
     claim(workdir, record(run))
 
 
-def first_claim(run: Run, workdir: Path) -> dict:
-    """`claim` of a run that is about to train. InputError also where the disk has no room for its checkpoints."""
-    if not (workdir / "result.json").exists():
-        check_space(workdir, run.config.checkpoint.keep, run.program.abstract_state())
-    return claim(workdir, record(run))
-
-
 def claim(workdir: Path, record: dict) -> dict:
     """Makes workdir this run's, or checks that it is, and returns what config.json says.
 

@@ -10,7 +10,8 @@ import jax
 from rich.console import Console
 
 from jaxlab.train.build import Run
-from jaxlab.train.claim import finished, first_claim
+from jaxlab.train.checkpoint import check_space
+from jaxlab.train.claim import claim, finished, record
 from jaxlab.train.continuation import lengthen
 from jaxlab.train.log import say
 from jaxlab.train.plan import Block
@@ -28,7 +29,9 @@ def train(run: Run, workdir: str | Path, console: Console) -> dict | None:
     """
     workdir = Path(workdir)
     lengthen(run, workdir, partial(say, console))
-    claimed = first_claim(run, workdir)
+    if not (workdir / "result.json").exists():
+        check_space(workdir, run.config.checkpoint.keep, run.program.abstract_state())
+    claimed = claim(workdir, record(run))
     if result := finished(workdir, console):
         say(console, f"{workdir} is already finished: nothing to do")
         return result

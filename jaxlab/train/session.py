@@ -1,9 +1,6 @@
 """A run as it trains in its folder: what is logged, measured and saved between blocks, and how it starts and ends."""
 
-import faulthandler
 import math
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +16,7 @@ from rich.console import Console
 
 from jaxlab.files import write_record
 from jaxlab.optim.schedules import crossed
+from jaxlab.process import postpone_hang_report, stop_on_signal, watched
 from jaxlab.train import report
 from jaxlab.train.build import Run
 from jaxlab.train.callbacks import Callback, callbacks
@@ -28,8 +26,6 @@ from jaxlab.train.log import Log, read, say
 from jaxlab.train.meter import Meter, peak_flops
 from jaxlab.train.plan import Block
 from jaxlab.train.state import Clock, State
-
-HANG_SECONDS = 1_800  # without a step: longer than any compilation, and the stacks of all threads are printed
 
 
 class Done(NamedTuple):
@@ -68,7 +64,7 @@ class Session:
             return
         (block, by_step, at_end, data_seconds), self.pending = self.pending, None
         by_step, at_end = jax.device_get((by_step, at_end))
-        _postpone_hang_report()
+        postpone_hang_report()
         speed = self.meter.read(block, data_seconds)
         by_step = {name: over_replicas(values) for name, values in by_step.items()}
         by_step |= block.hypers
@@ -94,7 +90,7 @@ class Session:
         """Measures the state, writes the result and shows it."""
         self.write_pending()
         values, arrays = callback.measure(state, clock)
-        _postpone_hang_report()
+        postpone_hang_report()
         before = self.log.last.get(callback.kind, {})
         if arrays and jax.process_index() == 0:  # before the row, which says that they are there
             self.log.arrays(callback.kind, clock.tokens, arrays)
@@ -142,7 +138,8 @@ class Session:
 
 
 def over_replicas(values: np.ndarray) -> np.ndarray:
-    """[n, M] float32 -> [n], the mean over replicas with the bits that XLA's has: in their order, times 1 / M."""
+    """[n, M] float32 -> [n], the mean over replicas: in their order and times 1 / M, which up to M = 32 is bit for bit
+    what XLA computes on CPUs."""
     return sum(values.T) * np.float32(1 / values.shape[1])
 
 
@@ -197,40 +194,3 @@ def _log(run: Run, workdir: Path, console: Console, clock: Clock, first: Clock) 
     if last != clock.tokens:
         log.say(f"{log.path}: the rows from {last:,} to {clock.tokens:,} tokens, where training goes on, are missing")
     return log
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets; a second one kills. Signals are left alone outside the main thread, and in
-    runs of several processes, where JAX handles them."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-        yield event
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def stop(number, _):
-        event.set()
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def watched() -> Iterator[None]:
-    """Within it, the stacks of all threads are printed whenever nothing has come back for HANG_SECONDS."""
-    _postpone_hang_report()
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-
-
-def _postpone_hang_report() -> None:
-    faulthandler.dump_traceback_later(HANG_SECONDS, repeat=True, file=sys.__stderr__)

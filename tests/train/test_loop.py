@@ -240,9 +240,9 @@ def test_measured_peak_is_that_of_a_computer():
 
 def test_a_hang_shows_the_stacks_of_all_threads():
     program = (
-        "import time\nfrom jaxlab.train import session\nsession.HANG_SECONDS = 0.3\n"
+        "import time\nfrom jaxlab import process\nprocess.HANG_SECONDS = 0.3\n"
         "def stuck_here(): time.sleep(1)\n"
-        "with session.watched(): stuck_here()\ntime.sleep(0.5)\n"
+        "with process.watched(): stuck_here()\ntime.sleep(0.5)\n"
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=tiny.ROOT, capture_output=True, text=True)
     assert "Timeout (0:00:00.3" in result.stderr
