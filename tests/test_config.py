@@ -30,7 +30,10 @@ BASE = {
     "schedule.name": "cosine", "schedule.warmup_tokens": 100_000, "schedule.decay_tokens": 0, "data.source": "news",
 }  # fmt: skip
 
-FRACTIONS = ("optim.b1", "optim.b2", "diloco.outer_momentum", "schedule.final_fraction", "data.validation_fraction")
+FRACTIONS = (
+    "optim.momentum", "optim.b1", "optim.b2", "diloco.outer_momentum", "schedule.final_fraction",
+    "data.validation_fraction",
+)  # fmt: skip
 ROUNDS = {"diloco.sync_every": 8, "model.num_layers": 4}
 
 
