@@ -6,14 +6,10 @@ A process of its own, as tests/train/devices.py; test_optimisers.py reads what i
 import json
 import sys
 
-import jax
-import numpy as np
-
 from jaxlab import parallel
 from jaxlab.train.build import build
-from jaxlab.train.state import Clock
 from tests import tiny
-from tests.train.devices import SHAPE, collectives
+from tests.train.devices import SHAPE, collectives, losses_and_end
 
 MESHES = ((1, 1, 1), (2, 4, 1))  # one device; two replicas on four devices each
 
@@ -24,12 +20,9 @@ def measure(data: dict, name: str, mesh: tuple) -> dict:
     config.mesh.replica, config.mesh.data, config.mesh.tensor = mesh
     run = build(config)
     collected = collectives(run.compiled(0).as_text())
-    state, losses = run.program.init(0), []
-    for call in run.calls(Clock()):
-        state, metrics = run.step(state, call, run.arguments(call))
-        losses.append(float(np.mean(jax.device_get(metrics["loss"]))))
+    losses, _, _ = losses_and_end(run)
     return {
-        "losses": losses,
+        "losses": losses.mean(axis=1).tolist(),
         "table": dict(parallel.table(run.program.shardings)),
         "unsharded": run.program.unsharded,
         "crossing": [c for c in collected if any(len({device // 4 for device in g}) > 1 for g in c["groups"])],

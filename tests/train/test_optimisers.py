@@ -32,12 +32,10 @@ NGPT = {f"model__{key}": value for key, value in families.ARCHITECTURES["ngpt"].
 
 def trained(run):
     """(losses, [(batch [b, L+1], learning rate)]) of all steps."""
-    state, losses, fed = run.program.init(np.uint32(0)), [], []
-    for call in run.calls(Clock()):
-        arguments = run.arguments(call)
-        fed.append((arguments[0][0, 0, 0], call.hypers["lr"][0]))
-        state, metrics = run.step(state, call, arguments)
-        losses.append(float(metrics["loss"][0]))
+    losses, fed = [], []
+    for _, done in loop.trained(run, run.program.init(np.uint32(0)), Clock()):
+        fed.append((run.arrays(done.block)[0][0, 0, 0], done.block.hypers["lr"][0]))
+        losses.append(float(done.by_step["loss"].mean()))
     return losses, fed
 
 
@@ -118,9 +116,8 @@ def test_muon_with_replicas_is_resumed_bit_for_bit(synchronised, tmp_path):
 def test_replicas_of_muon_are_equal_after_an_outer_step(synchronised):
     """And between them are not: the outer step is that of DiLoCo whatever the inner optimiser."""
     run, _ = synchronised
-    state, apart = run.program.init(np.uint32(0)), []
-    for call in run.calls(Clock()):
-        state, _ = run.step(state, call, run.arguments(call))
+    apart = []
+    for state, _ in loop.trained(run, run.program.init(np.uint32(0)), Clock()):
         kernel = np.asarray(state.params["blocks"]["ffn"]["up"]["kernel"])
         apart.append(np.abs(kernel[0] - kernel[1]).max())
     assert [difference > 1e-4 for difference in apart] == [True, False] * 4
@@ -151,14 +148,13 @@ def test_ngpt_stays_on_its_spheres(data, name):
     """After every step and every outer step, of replicas and of the global parameters."""
     small = {"model__num_layers": 1, "replicas": 2, "diloco__sync_every": 2, "optim__weight_decay": 0.01}
     run = build(tiny.config(data, **SMALL | NGPT | small | {"tokens": 4 * 512}, optim__name=name))
-    state, first = run.program.init(np.uint32(0)), None
-    for call in run.calls(Clock()):
-        state, metrics = run.step(state, call, run.arguments(call))
-        first = first or float(metrics["loss"][0])
+    losses = []
+    for state, done in loop.trained(run, run.program.init(np.uint32(0)), Clock()):
+        losses.append(float(done.by_step["loss"].mean()))
         for params in (state.params, run.program.params(state)):
             on_sphere = jax.tree.map(jnp.subtract, params, unit_norm(params, unit_axis))
             assert max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(on_sphere)) < 1e-6
-    assert float(metrics["loss"][0]) < first - 0.01
+    assert losses[-1] < losses[0] - 0.01
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 
 from jaxlab.config import InputError
 from jaxlab.train.build import build
+from jaxlab.train.loop import trained
 from jaxlab.train.state import Clock
 from tests import tiny
 from tests.train.own_model import snippets
@@ -58,12 +59,8 @@ def test_a_loss_alone_is_of_our_decoder(data):
         return 2 * total, sums
 
     for run in (plain, build(config, loss_fn=doubled)):
-        state, values = run.program.init(np.uint32(0)), []
-        for call in run.calls(Clock()):
-            state, metrics = run.step(state, call, run.arguments(call))
-            values.append(float(metrics["loss"][0]))
-        norm = float(metrics["grad_norm"][0])
-        losses.append((values, norm))
+        steps = [done.by_step for _, done in trained(run, run.program.init(np.uint32(0)), Clock())]
+        losses.append(([float(step["loss"].mean()) for step in steps], float(steps[-1]["grad_norm"].mean())))
     assert losses[1][0] == pytest.approx(losses[0][0], abs=1e-3)
     assert losses[1][1] == pytest.approx(2 * losses[0][1], rel=0.01)
 
