@@ -178,7 +178,7 @@ def _train(trial: Trial, folder: Path, program) -> tuple:
     from jaxlab.train.loop import train
 
     with _failure_noted(folder), (folder / "log.txt").open("a", encoding="utf-8") as file:
-        run = build(trial.config, program)
+        run = build(trial.config, compiled=program)
         program = run.program
         return program, train(run, folder, Console(file=file, width=120, markup=False)) is None
     return program, False

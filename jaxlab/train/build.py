@@ -166,7 +166,7 @@ class Run:
         return {name: value.item() for name, value in values.items()}, eigenvalues
 
 
-def build(config: ConfigDict, compiled: Program | None = None, *, loss_fn=None, optimiser=None, init=None) -> Run:
+def build(config: ConfigDict, loss_fn=None, optimiser=None, init=None, *, compiled: Program | None = None) -> Run:
     """Checks the config against itself, the devices and the token store (InputError), and assembles the run.
 
     compiled: the program of an earlier run, taken again if it serves: many runs of one shape compile once.

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ from jax.experimental import multihost_utils
 
 from jaxlab.config import InputError, differences
 from jaxlab.files import read_record, write_record
-from jaxlab.train.build import Run, build
+from jaxlab.train.build import Run, batches
 from jaxlab.train.checkpoint import complete
 from jaxlab.train.claim import alone, first_clock, record
 from jaxlab.train.state import Clock
@@ -35,7 +36,8 @@ def lengthen(run: Run, workdir: Path, report: Callable[[str], None]) -> None:
         return
     config = run.config.copy_and_resolve_references()
     config.tokens = tokens
-    last, saved = common(build(config, run.program), run, first_clock(claimed)), complete(workdir)
+    shorter = replace(run, config=config, batches=batches(config, run.program.mesh))
+    last, saved = common(shorter, run, first_clock(claimed)), complete(workdir)
     if saved and saved[0] > last.tokens:
         raise InputError(
             f"tokens={run.config.tokens}: the run in {workdir} has {tokens}, a longer one takes other steps from "

@@ -52,7 +52,7 @@ def test_the_loss_is_that_of_the_logits_and_the_mean_over_replicas(run):
 
 def test_all_of_the_validation_split(run, data):
     """The last window is cut, and what fills it up does not count."""
-    whole = build(tiny.config(data, **SMALL), run.program)
+    whole = build(tiny.config(data, **SMALL), compiled=run.program)
     state = whole.program.init(np.uint32(0))
     tokens = whole.store.split("validation").num_tokens
     assert tokens % 64

@@ -38,7 +38,7 @@ def program():
 
 def trained(data, workdir, program, **changes):
     """A run of these changes, whose program is that of an earlier one if it serves."""
-    run = build(tiny.config(data, **BASE | changes), program.get("last"))
+    run = build(tiny.config(data, **BASE | changes), compiled=program.get("last"))
     program["last"] = run.program
     return loop.train(run, workdir, QUIET)
 
@@ -84,14 +84,14 @@ def test_a_decay_from_a_stable_checkpoint_is_the_run_planned_with_it(data, tmp_p
     wsd = {"schedule__name": "wsd", "schedule__decay_tokens": 4_096}
     trained(data, tmp_path / "planned", program, **wsd)
     trained(data, tmp_path / "stable", program, schedule__name="constant", tokens=6_144)
-    run = build(tiny.config(data, **BASE | wsd), program["last"])
+    run = build(tiny.config(data, **BASE | wsd), compiled=program["last"])
     for _ in range(2):  # the second finds it begun
         continue_from(run, tmp_path / "decay", tmp_path / "stable", 4_096)
     loop.train(run, tmp_path / "decay", QUIET)
     assert tiny.fingerprint(tmp_path / "decay") == tiny.fingerprint(tmp_path / "planned")
     with pytest.raises(InputError, match=r"has no checkpoint at 4000 tokens, but 2048, 4096, 6144"):
         continue_from(run, tmp_path / "other", tmp_path / "stable", 4_000)
-    short = build(tiny.config(data, **BASE | wsd | {"tokens": 6_144}), program["last"])
+    short = build(tiny.config(data, **BASE | wsd | {"tokens": 6_144}), compiled=program["last"])
     with pytest.raises(InputError, match="tokens=6144: must be more than the 6144 of the checkpoint"):
         continue_from(short, tmp_path / "other", tmp_path / "stable")
 
@@ -112,7 +112,7 @@ def sources(data, tmp_path_factory, program):
     ids=["replicas from one", "one from replicas", "more replicas"],
 )
 def test_with_other_replicas_all_go_on_from_the_global_parameters(data, tmp_path, program, sources, source, changes):
-    run = build(tiny.config(data, **BASE | {"schedule__name": "constant"} | changes), program["last"])
+    run = build(tiny.config(data, **BASE | {"schedule__name": "constant"} | changes), compiled=program["last"])
     continue_from(run, tmp_path, sources / source)
     state, clock = load(tmp_path, run.program.abstract_state())
     before = build(recorded_config(sources / source))
@@ -142,7 +142,7 @@ def test_with_other_replicas_all_go_on_from_the_global_parameters(data, tmp_path
     ],
 )
 def test_what_does_not_fit_is_refused(data, tmp_path, program, sources, source, changes, why):
-    run = build(tiny.config(data, **BASE | {"schedule__name": "constant"} | changes), program["last"])
+    run = build(tiny.config(data, **BASE | {"schedule__name": "constant"} | changes), compiled=program["last"])
     with pytest.raises(InputError, match=why):
         continue_from(run, tmp_path / "run", sources / source)
     assert not (tmp_path / "run").exists()

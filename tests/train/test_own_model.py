@@ -87,8 +87,8 @@ def test_the_functions_of_a_run_compile_with_it_alone(data):
     """A run of the config alone does not take the program of one that was given its loss, nor the other way about."""
     config = tiny.config(data, compute__layers="scan")
     plain = build(config)
-    given = build(config, plain.program, loss_fn=plain.program.loss_fn)
+    given = build(config, compiled=plain.program, loss_fn=plain.program.loss_fn)
     assert given.program is not plain.program
-    assert build(config, given.program).program is not given.program
-    assert build(config, plain.program).program is plain.program
+    assert build(config, compiled=given.program).program is not given.program
+    assert build(config, compiled=plain.program).program is plain.program
     assert jax.tree.structure(given.program.abstract_state()) == jax.tree.structure(plain.program.abstract_state())

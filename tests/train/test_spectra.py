@@ -184,7 +184,7 @@ def test_measured_at_these_tokens_and_no_others(finished):
 
 def test_training_is_bit_for_bit_that_without_spectra(run, finished, data, tmp_path):
     """And with the same program: nothing is compiled again, nor traced into it."""
-    plain = build(tiny.config(data, **SHORT), run.program)
+    plain = build(tiny.config(data, **SHORT), compiled=run.program)
     assert plain.program is run.program
     loop.train(plain, tmp_path, QUIET)
     assert kinds(tiny.rows(tmp_path), "train") == kinds(tiny.rows(finished), "train")
@@ -243,7 +243,7 @@ def test_killed_and_resumed_it_measures_the_same(run, finished, tmp_path, monkey
 
 def test_spectra_may_be_asked_of_a_run_that_has_begun(run, finished, data):
     """They change nothing of what is trained."""
-    other = build(tiny.config(data, **SHORT, spectra__at="every:1000"), run.program)
+    other = build(tiny.config(data, **SHORT, spectra__at="every:1000"), compiled=run.program)
     assert loop.train(other, finished, QUIET) == tiny.result(finished)
 
 
