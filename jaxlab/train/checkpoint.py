@@ -41,13 +41,13 @@ class Checkpoints:
         Raises NonFinite for a state that is not finite (a step with a finite loss may leave one behind), SaveFailed
         if this save or the one before it fails.
         """
-        if _is_whole(self.folder / str(clock.tokens)):
-            return
         bits, sound = _inspect(state)
         for (path, _), ok in zip(jax.tree_util.tree_leaves_with_path(state), sound, strict=True):
             if not ok:
                 raise NonFinite(f"{path_name(path)} is not finite at step {clock.steps:,}, {clock.tokens:,} tokens")
-        self.wait()  # as Orbax would; only then is the disk as full as it will be
+        self.wait()  # as Orbax would; only then is the disk as full as it will be, and what is there complete
+        if _is_whole(self.folder / str(clock.tokens)):
+            return
         free, size = shutil.disk_usage(self.folder).free, state_bytes(state)
         if free < size:  # known beforehand, it is one line; met by Orbax's threads, pages of tracebacks
             raise SaveFailed(f"{self.folder}: {free / 1e6:,.1f} MB free, and a checkpoint needs {size / 1e6:,.1f} MB")

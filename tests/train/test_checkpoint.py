@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import closing
 
 import jax
 import jax.numpy as jnp
@@ -262,6 +263,14 @@ def test_a_set_aside_checkpoint_is_saved_again_and_may_be_damaged_again(folder):
         assert sorted(p.name for p in folder.glob("damaged*")) == expected
         assert (folder / "damaged-300" / largest.relative_to(folder / "300")).exists() or len(expected) == 2
         assert restore(folder)[0][1] == clock(300)
+
+
+def test_a_clock_whose_save_is_in_progress_is_not_saved_again(tmp_path):
+    """As at the end of a run whose last step is also one of the regular saves."""
+    with closing(Checkpoints(tmp_path, keep=3)) as checkpoints:
+        for _ in range(2):
+            checkpoints.save(state(100), clock(100), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["100"]
 
 
 def test_all_damaged_is_refused_and_everything_left_in_place(folder):
