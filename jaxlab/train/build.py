@@ -180,8 +180,12 @@ def build(config: ConfigDict, loss_fn=None, optimiser=None, init=None, *, compil
     _check_store(config, store)
     e, data, vocab_size = config.evaluate, config.data, vocabulary(config, store)
     serves = compiled is not None and own == compiled.own == Own() and compiled.serves(config, vocab_size)
+    if not init:  # before anything is traced
+        count = parameters(ConfigDict(config.model.to_dict() | {"vocab_size": vocab_size}))["total"]
+        _check_memory(mesh, count, config.replicas, 4 * count * config.replicas, "alone")
     made = compiled if serves else program(config, mesh, vocab_size, own)
-    _check_memory(made)
+    needed = state_bytes(made.abstract_state()._replace(outer=None))
+    _check_memory(mesh, made.parameters, config.replicas, needed, "with the state of the optimiser")
     return Run(
         config=config,
         program=made,
@@ -279,16 +283,15 @@ def _check_store(config: ConfigDict, store: TokenStore) -> None:
             raise InputError(f"data.{key}={config.data[key]}: the store {config.data.store} was made with {made}")
 
 
-def _check_memory(program: Program) -> None:
-    """InputError where parameters and optimiser state alone are more than all devices hold."""
-    state, mesh, device = program.abstract_state(), program.mesh, jax.local_devices()[0]
-    needed = state_bytes(state._replace(outer=None))
+def _check_memory(mesh: Mesh, count: int, replicas: int, needed: int, what: str) -> None:
+    """InputError where the bytes `needed` for what there is of `count` parameters are more than all devices hold."""
+    device = jax.local_devices()[0]
     if device.platform == "cpu":
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * jax.process_count()
     else:
         there = (device.memory_stats() or {}).get("bytes_limit", math.inf) * mesh.size
     if needed > there:
         raise InputError(
-            f"model: {program.parameters:,} parameters x replicas={state.replicas} take {needed / 1e9:,.0f} GB with "
-            f"the state of the optimiser, and the devices have {there / 1e9:,.0f} GB"
+            f"model: {count:,} parameters x replicas={replicas} take {needed / 1e9:,.0f} GB {what}, and the devices "
+            f"have {there / 1e9:,.0f} GB"
         )

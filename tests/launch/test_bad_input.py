@@ -11,6 +11,7 @@ from absl import flags
 
 from jaxlab.config import InputError, flatten
 from jaxlab.data.prepare import prepare
+from jaxlab.model.families import parameters
 from jaxlab.train.build import build
 from jaxlab.train.program import Program
 from launch import entry
@@ -257,7 +258,7 @@ def test_bad_workdirs(file, tmp_path):
         ({"data__source": "news"}, "data.source=news: the store .* was made with files:"),
         ({"data__validation_fraction": 0.02}, "data.validation_fraction=0.02: the store .* was made with 0.05"),
         ({"compute__steps_per_call": 2**22}, "compute.steps_per_call=4194304: must be at most 4194303 with"),
-        ({"model__d_model": 10**9}, r"model: \d\S* parameters x replicas=1 take [\d,]+ GB with "),
+        ({"model__d_model": 10**9}, r"model: \d\S* parameters x replicas=1 take [\d,]+ GB alone"),
         ({"model__vocab_size": 2**31 - 1}, "model: .* parameters"),
     ],
 )
@@ -267,6 +268,14 @@ def test_the_same_within_the_process(data, changes, message, monkeypatch):
     monkeypatch.setattr("jaxlab.train.build.program", None)
     with pytest.raises(InputError, match=message):
         build(tiny.config(data, **changes))
+
+
+def test_the_state_of_the_optimiser_must_fit_too(data, monkeypatch):
+    """AdamW's takes twice the bytes of the parameters, which fit into twice their own."""
+    count = parameters(build(tiny.config(data)).program.model.c)["total"]
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4, "SC_PHYS_PAGES": 2 * count}.get)
+    with pytest.raises(InputError, match=rf"model: {count:,} parameters x replicas=1 take 0 GB with the state of the"):
+        build(tiny.config(data))
 
 
 @pytest.mark.parametrize(
