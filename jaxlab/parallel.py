@@ -199,8 +199,8 @@ def _rule(name: str, shape: tuple, shapes: dict[str, tuple]) -> tuple | None:
     name = re.sub(rf"({STACK.pattern})\d+/", r"\1", name)  # of one layer's leaf, the path of the stack's
     parts = name.split("/")
     parameter = next((p for i in range(len(parts)) if (p := shapes.get("/".join(parts[i:])))), ())
-    usual = len(parameter) == len(own) + bool(STACK.search(name))
-    return own if usual and shape[-len(own) :] == parameter[-len(own) :] else None
+    as_in_ours = len(parameter) == len(own) + bool(STACK.search(name))
+    return own if as_in_ours and shape[-len(own) :] == parameter[-len(own) :] else None
 
 
 def unreplicated(shardings):

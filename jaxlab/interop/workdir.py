@@ -59,6 +59,8 @@ def start_from(run: Run, workdir: str | Path, model: dict, params, source: str |
     the run's config.json. Every replica gets them, with a new optimiser state. Raises InputError if the model is not
     the run's, or if workdir has checkpoints.
     """
+    if run.program.model is None:
+        raise InputError(f"{source}: parameters can be taken over by models of a config alone, not by a given init")
     _check_model(run.program.model.c, model, str(source))
     workdir = Path(workdir)
     if complete(workdir):
@@ -78,16 +80,20 @@ def continue_from(run: Run, workdir: str | Path, source: str | Path, tokens: int
     if complete(workdir):
         claim(workdir, record(run) | {"awaits": origin})
         return
-    config = recorded_config(source)
-    tokenizer = read_record(source / "config.json", data=dict)["data"]["tokenizer_sha256"]
-    if tokenizer != run.store.meta["tokenizer_sha256"]:
+    config, ours = recorded_config(source), run.program
+    recorded = read_record(source / "config.json", data=dict)
+    if recorded["data"]["tokenizer_sha256"] != run.store.meta["tokenizer_sha256"]:
         raise InputError(f"data.store={run.config.data.store}: has another tokenizer than the run in {source}")
-    theirs = program(config, run.program.mesh, config.model.vocab_size or run.store.meta["vocab_size"])
-    _check_model(run.program.model.c, theirs.model.c, str(source))
+    if recorded.get("own", []) != (given := record(run)["own"]):
+        names = [", ".join(functions) or "none" for functions in (given, recorded.get("own", []))]
+        raise InputError(f"functions given to build: {names[0]}; must be those of the run in {source}, {names[1]}")
+    theirs = program(config, ours.mesh, config.model.vocab_size or run.store.meta["vocab_size"], ours.own)
+    if ours.model:
+        _check_model(ours.model.c, theirs.model.c, str(source))
     state, clock = load(source, theirs.abstract_state(), tokens)
     if clock.tokens >= run.config.tokens:
         raise InputError(f"tokens={run.config.tokens}: must be more than the {clock.tokens} of the checkpoint")
-    begin(run, workdir, _adopted(run.program, theirs, state, source), clock, origin | {"began": list(clock)})
+    begin(run, workdir, _adopted(ours, theirs, state, source), clock, origin | {"began": list(clock)})
 
 
 def _adopted(ours: Program, theirs: Program, state: State, source: Path) -> State:
@@ -96,7 +102,7 @@ def _adopted(ours: Program, theirs: Program, state: State, source: Path) -> Stat
     def layout(part):
         return jax.tree.map(lambda x: (x.shape[1:], x.dtype), part), jax.tree.structure(part)
 
-    mine, other = ours.abstract_state(), theirs.abstract_state()
+    mine, other = ours.shapes, theirs.shapes
     if layout(mine.opt_state) != layout(other.opt_state):
         raise InputError(f"optim: must be the optimiser of {source}, whose state the run goes on with")
     same_outer = layout(mine.outer) == layout(other.outer)

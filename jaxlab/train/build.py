@@ -184,7 +184,7 @@ def build(config: ConfigDict, loss_fn=None, optimiser=None, init=None, *, compil
         count = parameters(ConfigDict(config.model.to_dict() | {"vocab_size": vocab_size}))["total"]
         _check_memory(mesh, count, config.replicas, 4 * count * config.replicas, "alone")
     made = compiled if serves else program(config, mesh, vocab_size, own)
-    needed = state_bytes(made.abstract_state()._replace(outer=None))
+    needed = state_bytes(made.shapes._replace(outer=None))
     _check_memory(mesh, made.parameters, config.replicas, needed, "with the state of the optimiser")
     return Run(
         config=config,

@@ -32,7 +32,8 @@ def lengthen(run: Run, workdir: Path, report: Callable[[str], None]) -> None:
     claimed = read_record(workdir / "config.json", config=dict, data=dict)
     tokens, recorded = claimed["config"].get("tokens"), record(run)
     changed = differences(claimed["config"], json.loads(json.dumps(recorded["config"])))
-    if [line.partition(":")[0] for line in changed] != ["tokens"] or not tokens < run.config.tokens:
+    alike = all(claimed.get(key, []) == recorded[key] for key in ("data", "own"))  # older runs do not say the latter
+    if not alike or [line.partition(":")[0] for line in changed] != ["tokens"] or not tokens < run.config.tokens:
         return
     config = run.config.copy_and_resolve_references()
     config.tokens = tokens
@@ -43,6 +44,7 @@ def lengthen(run: Run, workdir: Path, report: Callable[[str], None]) -> None:
             f"tokens={run.config.tokens}: the run in {workdir} has {tokens}, a longer one takes other steps from "
             f"{last.tokens:,} tokens on, and there is no checkpoint before that, only at {', '.join(map(str, saved))}"
         )
+    multihost_utils.sync_global_devices("all have read what the run was planned with")  # before it is written anew
     with alone(workdir):
         _put_aside(workdir, tokens, [at for at in saved if at > last.tokens])
         if jax.process_index() == 0:

@@ -66,6 +66,7 @@ class Program:
     model: Decoder | None  # None: a user's
     init_params: Callable  # seed, uint32 -> parameters of one model
     loss_fn: Callable  # (params, tokens [b, L+1]) -> (objective, sums)
+    shapes: State  # jax.ShapeDtypeStruct of every leaf of the state
     shardings: State  # NamedSharding of every leaf of the state
     start: Callable  # parameters of one model -> State, jitted
     jitted_steps: Callable  # (State without outer, batches, hypers, counts) -> (State, metrics [n, M]), State donated
@@ -98,19 +99,19 @@ class Program:
 
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the state, without its arrays."""
-        shapes = jax.eval_shape(self.init, np.uint32(0))
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.shapes, self.shardings
+        )
 
-    @cached_property
+    @property
     def parameters(self) -> int:
         """How many parameters one model has."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state().params)) // self.config.replicas
+        return sum(leaf.size for leaf in jax.tree.leaves(self.shapes.params)) // self.config.replicas
 
     @property
     def unsharded(self) -> list[str]:
         """Paths of the state's leaves that have no sharding rule."""
-        state = self.abstract_state()
-        return parallel.without_rule(state, state.params)
+        return parallel.without_rule(self.shapes, self.shapes.params)
 
     def flops_per_token(self, context: int) -> int:
         """Of training (cost.flops); 6 a parameter for a user's model."""
@@ -225,7 +226,8 @@ def _program(
     if config.diloco.sync_every:
         outer_loop = OuterLoop(config.diloco, params, replicas=config.replicas, mesh=mesh, project=project)
     start = initial_state(optimiser, replicas=config.replicas, outer_loop=outer_loop)
-    shardings = _shardings(jax.eval_shape(start, params), mesh, config)
+    shapes = jax.eval_shape(start, params)
+    shardings = _shardings(shapes, mesh, config)
     one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
     steps = inner_steps(loss_fn, optimiser, spmd_axis_name=axes[0], one_by_one=one_cpu and config.replicas > 1)
     per_replica, everywhere = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((None, axes[0]), ()))
@@ -235,6 +237,7 @@ def _program(
         model=model,
         init_params=init_params,
         loss_fn=loss_fn,
+        shapes=shapes,
         shardings=shardings,
         start=jax.jit(start, out_shardings=shardings),
         jitted_steps=jax.jit(steps, donate_argnums=0, out_shardings=(shardings._replace(outer=None), per_replica)),

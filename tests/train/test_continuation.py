@@ -10,7 +10,7 @@ from rich.console import Console
 
 from jaxlab.config import InputError
 from jaxlab.interop.workdir import continue_from, recorded_config
-from jaxlab.train import loop
+from jaxlab.train import continuation, loop
 from jaxlab.train.build import build
 from jaxlab.train.checkpoint import load
 from tests import tiny
@@ -61,6 +61,31 @@ def test_more_tokens_are_as_if_they_had_been_planned(data, tmp_path, program, ch
     assert [json.loads(line)["tokens"] for line in copied] == [row["tokens"] for row in rows]
     ended = {int(path.name.removeprefix("ended-")) for path in (parts / "checkpoints").glob("ended-*")}
     assert ended == {tokens for tokens in (6_144, 4_096) if at < tokens <= shorter // 512 * 512}
+
+
+def test_cut_off_while_it_is_made_longer_it_goes_on(data, tmp_path, program, monkeypatch):
+    """Before config.json says so: the same command again does what is left, and what was put aside stays."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    trained(data, whole, program, schedule__name="wsd", schedule__decay_tokens=2_048)
+    first = trained(data, parts, program, schedule__name="wsd", schedule__decay_tokens=2_048, tokens=6_144)
+    with monkeypatch.context() as patch:
+        patch.setattr(continuation, "write_record", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trained(data, parts, program, schedule__name="wsd", schedule__decay_tokens=2_048)
+    trained(data, parts, program, schedule__name="wsd", schedule__decay_tokens=2_048)
+    assert tiny.fingerprint(parts) == tiny.fingerprint(whole)
+    assert json.loads((parts / "result-6144.json").read_text())["loss"] == first["loss"]
+    assert (parts / "checkpoints" / "ended-6144").is_dir()
+
+
+def test_on_other_data_nothing_is_put_aside(data, tmp_path, program, monkeypatch):
+    trained(data, tmp_path, program, schedule__name="constant", tokens=4_096)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    run = build(tiny.config(data, **BASE | {"schedule__name": "constant"}), compiled=program["last"])
+    monkeypatch.setitem(run.store.meta, "corpus_sha256", "another")
+    with pytest.raises(InputError, match=r"holds a run that differs in tokens: 4096 -> 8192; corpus_sha256"):
+        loop.train(run, tmp_path, QUIET)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
 def test_a_schedule_that_hangs_on_the_tokens_cannot_be_longer(data, tmp_path, program):
@@ -126,6 +151,14 @@ def test_with_other_replicas_all_go_on_from_the_global_parameters(data, tmp_path
     wanted = jax.tree.map(lambda x: np.asarray(x, np.float64).mean(0), old.opt_state)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), jax.tree.map(lambda x: x[-1], state.opt_state), wanted)
     assert np.isfinite(loop.train(run, tmp_path, QUIET)["loss"])
+
+
+def test_given_functions_must_be_given_again(data, tmp_path, program, sources):
+    """The source was trained without a loss of the user's own."""
+    config = tiny.config(data, **BASE | {"schedule__name": "constant"})
+    run = build(config, loss_fn=build(config, compiled=program["last"]).program.loss_fn)
+    with pytest.raises(InputError, match=r"functions given to build: loss_fn; must be those of the run in .*, none"):
+        continue_from(run, tmp_path / "run", sources / "one")
 
 
 @pytest.mark.parametrize(
