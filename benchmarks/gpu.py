@@ -60,6 +60,14 @@ def seconds_of(call, repeats: int = 5, least: float = 0.3) -> float:
     return statistics.median(blocks)
 
 
+def both(function, *arrays):
+    """function(*arrays but the last), and its gradients for the last as that of the result."""
+    import jax
+
+    y, back = jax.vjp(function, *arrays[:-1])
+    return y, *back(arrays[-1])
+
+
 class Measurements:
     """The measurements by name; `tiny` shrinks them to what two cores do in seconds."""
 
@@ -231,10 +239,6 @@ class Measurements:
         for width in (64, 128):
             q, k, v, dy = (jax.random.normal(jax.random.key(i), (b, length, heads, width)) for i in range(4))
 
-            def both(kernel, *arrays):
-                y, back = jax.vjp(kernel, *arrays[:3])
-                return y, *back(arrays[3])
-
             exact = jax.jit(partial(both, attention.plain))(*(a[:1] for a in (q, k, v, dy)))
             sixteen = [a.astype(jnp.bfloat16) for a in (q, k, v, dy)]
             kernels = {"xla": attention.fused("xla"), "chunked": attention.chunked}
@@ -265,10 +269,6 @@ class Measurements:
         w = jax.random.normal(keys[2], (inputs, outputs), jnp.bfloat16) * inputs**-0.5
         rule = recipe(name, changes)
 
-        def both(product, x, w, dy):
-            y, back = jax.vjp(product, x, w)
-            return y, *back(dy)
-
         call = jax.jit(partial(both, dot(rule, fp8=fp8) if rule.casts else linear.dot))
         seconds = seconds_of(lambda: call(x, w, dy))
         wide = [a.astype(jnp.float32) for a in (x, w, dy)]
@@ -296,10 +296,6 @@ class Measurements:
         dy = jax.random.normal(keys[2], (rows, f), jnp.bfloat16)
         draws = jax.random.categorical(keys[3], jnp.linspace(0, 1, experts), shape=(rows,))
         sizes = jnp.bincount(draws, length=experts)
-
-        def both(product, x, w, dy):
-            y, back = jax.vjp(product, x, w)
-            return y, *back(dy)
 
         def blocked(block):
             @jax.custom_vjp
